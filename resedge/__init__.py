@@ -1,0 +1,29 @@
+"""Trained PyTorch ResNets into verified INT8 and FP16 engines for the edge.
+
+with resedge.open("notebook.resedge", "openvino:int8") as session:
+    session.predict(frames).labels
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resedge.pipeline.session import Session
+
+__all__ = ["__version__", "open"]
+
+__version__ = "0.1.0"
+
+
+def open(bundle: str | PathLike[str], engine: str, *, threads: int | None = None) -> Session:
+    """Open an engine of a bundle, such as "openvino:int8", for `predict(frames)`; needs no torch.
+
+    Raises:
+        resedge.errors.ResedgeError: No such bundle or engine, a changed file, a missing runtime.
+    """
+    from resedge.pipeline.session import open_session
+
+    return open_session(Path(bundle), engine, threads=threads)

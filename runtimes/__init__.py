@@ -1,0 +1,1 @@
+"""ONNX in, engines and runners out: one file a runtime, found by name in `table`."""
