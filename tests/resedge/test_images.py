@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resedge import images
+from resedge.artifacts import Preprocessing
+from resedge.errors import InputRefused
+
+SMALL = Preprocessing(2, 3, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+
+
+def _picture(path: Path, value: int, mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (3, 2), value if mode == "L" else (value,) * len(mode)).save(path)
+    return path
+
+
+def _set(count: int, classes: int = 4) -> images.ImageSet:
+    return images.ImageSet(
+        origin="made",
+        digests=tuple(f"{i:064x}" for i in range(count)),
+        labels=np.arange(count, dtype=np.int64) % classes,
+        decode=lambda indices: np.stack([np.full((2, 3, 3), i % 256, np.uint8) for i in indices]),
+    )
+
+
+def test_preparing_scales_and_moves_channels_first() -> None:
+    frame = np.array([[[[255, 0, 51]] * 3] * 2], np.uint8)
+    prepared = images.prepare(frame, SMALL)
+    assert prepared.shape == (1, 3, 2, 3)
+    assert prepared.dtype == np.float32
+    assert prepared.flags.c_contiguous
+    np.testing.assert_allclose(prepared[0, :, 1, 2], [1.0, -1.0, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((1, 3, 2, 3), np.uint8),
+        np.zeros((1, 2, 3, 1), np.uint8),
+        np.zeros((2, 3, 3), np.uint8),
+        np.zeros((1, 2, 3, 3), np.float32),
+    ],
+)
+def test_frames_of_another_form_are_refused(frames: images.Frames) -> None:
+    with pytest.raises(InputRefused, match="the model takes"):
+        images.prepare(frames, SMALL)
+
+
+def test_the_builtin_sets_are_what_they_are_said_to_be_and_disjoint() -> None:
+    test, calibration = images.builtin_test(), images.builtin_calibration()
+    assert (len(test), len(calibration)) == (10_000, 2_048)
+    assert test.labels is not None
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    assert not set(test.digests) & set(calibration.digests)
+    assert len(set(calibration.digests)) == 2_048
+    assert test.class_names[int(test.labels[0])] == "Ankle boot"
+    frames = test.decode([0, 1])
+    assert frames.shape == (2, 28, 28, 3)
+    assert (frames[..., 0] == frames[..., 2]).all()
+    assert frames[0].astype(int).sum() == 3 * 33_456
+
+
+def test_selecting_keeps_images_digests_and_labels_together() -> None:
+    chosen = _set(10).select([7, 2]).select([1])
+    assert chosen.digests == (f"{2:064x}",)
+    assert chosen.labels is not None
+    assert chosen.labels.tolist() == [2]
+    assert chosen.decode([0])[0, 0, 0, 0] == 2
+
+
+def test_batches_cover_every_image_once_in_order() -> None:
+    sizes = [len(batch) for batch in _set(10).batches(4, SMALL)]
+    assert sizes == [4, 4, 2]
+    np.testing.assert_array_equal(_set(10).prepared(SMALL), np.concatenate(list(_set(10).batches(3, SMALL))))
+
+
+def test_a_split_is_disjoint_stratified_and_independent_of_order() -> None:
+    whole = _set(400)
+    first = images.split(whole, seed=1)
+    assert [len(s) for s in (first.calibration, first.tuning, first.test)] == [100, 100, 200]
+    together = first.calibration.digests + first.tuning.digests + first.test.digests
+    assert sorted(together) == sorted(whole.digests)
+    for part in (first.calibration, first.tuning, first.test):
+        assert part.labels is not None
+        assert np.ptp(np.bincount(part.labels)) <= 1
+    shuffled = whole.select(np.random.default_rng(0).permutation(400).tolist())
+    assert images.split(shuffled, seed=1).calibration.digests == first.calibration.digests
+    assert images.split(whole, seed=2).calibration.digests != first.calibration.digests
+
+
+def test_duplicates_leave_the_test_set_and_are_counted() -> None:
+    whole = _set(100)
+    split = images.disjoint(whole.select([0, 1]), whole.select([1, 2]), whole.select([2, 3, 0, 4]))
+    assert split.tuning.digests == whole.select([2]).digests
+    assert split.test.digests == whole.select([3, 4]).digests
+    assert split.overlaps == 2
+
+
+def test_sets_that_share_every_image_are_refused() -> None:
+    whole = _set(10)
+    with pytest.raises(InputRefused, match="already serve calibration"):
+        images.disjoint(whole.select([0]), whole.select([1]), whole.select([0, 1]))
+
+
+def test_the_digest_of_a_set_follows_labels_and_order() -> None:
+    whole = _set(4)
+    assert whole.sha256 == _set(4).sha256
+    assert whole.sha256 != whole.select([1, 0, 2, 3]).sha256
+    assert whole.sha256 != _set(4, classes=2).sha256
+
+
+def test_a_tree_of_classes_is_read_in_sorted_order(tmp_path: Path) -> None:
+    _picture(tmp_path / "dog" / "1.png", 10)
+    _picture(tmp_path / "cat" / "2.PNG", 20)
+    _picture(tmp_path / "cat" / "1.png", 30, mode="L")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    found = images.read_folder(tmp_path)
+    assert found.class_names == ("cat", "dog")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 1]
+    assert found.decode([0, 1, 2])[:, 0, 0, 0].tolist() == [30, 20, 10]
+
+
+def test_loose_images_are_unlabelled(tmp_path: Path) -> None:
+    _picture(tmp_path / "1.png", 1)
+    assert images.read_folder(tmp_path).labels is None
+
+
+def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="does not exist"):
+        images.read_folder(tmp_path / "none")
+    with pytest.raises(InputRefused, match="holds no images"):
+        images.read_folder(tmp_path)
+    _picture(tmp_path / "cat" / "1.png", 1)
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(InputRefused, match=r"\['dog'\] hold no images"):
+        images.read_folder(tmp_path)
+    _picture(tmp_path / "loose.png", 1)
+    with pytest.raises(InputRefused, match="beside class folders"):
+        images.read_folder(tmp_path)
+    with pytest.raises(InputRefused, match="is not a folder"):
+        images.read_folder(tmp_path / "loose.png")
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n????")
+    with pytest.raises(InputRefused, match=r"broken\.png: is no readable image"):
+        images.decode_file(broken)
+    palette = tmp_path / "palette.png"
+    Image.new("P", (3, 2)).save(palette)
+    with pytest.raises(InputRefused, match="has mode P"):
+        images.decode_file(palette)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    picture = Image.new("RGB", (8, 4))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(path, exif=exif)
+    assert images.decode_file(path).shape == (8, 4, 3)
