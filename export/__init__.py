@@ -1,0 +1,1 @@
+"""A PyTorch model in, a proved ONNX file out."""

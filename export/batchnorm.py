@@ -1,0 +1,265 @@
+"""Shared BatchNorm: found, measured, and repaired by giving every call site statistics of its own.
+
+A BatchNorm that is called at several places of a network normalises each of them with its batch's own
+statistics in training, but keeps one running mean and variance, a mixture that fits none of them. `split`
+gives each call site a BatchNorm, and `reestimate` fills its statistics from images, without labels or
+training. Re-estimation as a cumulative average over batches: Wu and Johnson, "Rethinking 'Batch' in
+BatchNorm" (arXiv:2105.07576), section 3 (PreciseBN). Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resedge.errors import InputRefused
+from resedge.protocols import Float32Array, Int64Array
+
+
+@dataclass(frozen=True)
+class BatchNormReport:
+    """How far evaluation mode is from batch statistics on the same images.
+
+    `calls` counts the calls of each shared BatchNorm in one forward pass. `agreement` is the fraction of
+    images on which both predict the same class; top1 is None without labels.
+    """
+
+    calls: Mapping[str, int]
+    images: int
+    agreement: float
+    top1_eval: float | None
+    top1_batch: float | None
+
+
+def call_counts(module: nn.Module, example: Float32Array) -> dict[str, int]:
+    """Count the calls of each BatchNorm in one forward pass.
+
+    Args:
+        module: Run once in eval mode; its own mode is put back.
+        example: An input batch, such as (1, 3, 28, 28) float32.
+
+    Returns:
+        The count of every BatchNorm by its module path, 0 where it is not called.
+    """
+    counts = {path: 0 for path, _ in _batchnorms(module)}
+    handles = []
+    for path, batchnorm in _batchnorms(module):
+
+        def count(*_: object, path: str = path) -> None:
+            counts[path] += 1
+
+        handles.append(batchnorm.register_forward_hook(count))
+    try:
+        with _modes(module, batchnorm_training=False), torch.no_grad():
+            module(torch.tensor(example))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def shared(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the entries of `call_counts` that are called more than once."""
+    return {path: calls for path, calls in counts.items() if calls > 1}
+
+
+class _CallOrder:
+    """Resets every split BatchNorm before a forward pass of the root, and checks it after.
+
+    An object, not a closure: a deep copy of the root then copies its hooks along with the modules that
+    they speak to. The reset comes first, so a pass that ended in an exception does not shift the next.
+    """
+
+    def __init__(self, splits: dict[str, SplitBatchNorm]) -> None:
+        self._splits = splits
+
+    def reset(self, *_: object) -> None:
+        for split_batchnorm in self._splits.values():
+            split_batchnorm.position.calls = 0
+
+    def check(self, *_: object) -> None:
+        for path, split_batchnorm in self._splits.items():
+            calls, sites = split_batchnorm.position.calls, len(split_batchnorm.sites)
+            if calls != sites:
+                raise _wrong_calls(path, f"was called {calls} times, split for {sites}")
+
+
+class _Position:
+    """How many calls of this forward pass are done; apart from the module, so export does not track it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class SplitBatchNorm(nn.Module):
+    """One BatchNorm a call site: the k-th call of a forward pass of the root model uses `sites[k]`."""
+
+    def __init__(self, shared_batchnorm: nn.Module, calls: int) -> None:
+        super().__init__()
+        self.sites = nn.ModuleList(copy.deepcopy(shared_batchnorm) for _ in range(calls))
+        self.position = _Position()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, ...) float32 with the statistics of this call site.
+
+        Raises:
+            InputRefused: Called more often than there are sites in one forward pass of the root.
+        """
+        site = self.position.calls
+        if site >= len(self.sites):
+            raise _wrong_calls("a split BatchNorm", f"has {site} call sites, called once more")
+        self.position.calls += 1
+        out: Tensor = self.sites[site](x)
+        return out
+
+
+def split(module: nn.Module, calls: Mapping[str, int]) -> nn.Module:
+    """Return a deep copy in which each named BatchNorm has one BatchNorm for each call site.
+
+    The sites (`<path>.sites.0` and so on) start as copies of the shared one, so the result computes what
+    the original does until `reestimate`. Only forward passes of the returned root are counted right.
+
+    Args:
+        module: Left as it is.
+        calls: Module path to number of call sites, such as `shared` returns.
+
+    Raises:
+        InputRefused: A path is no BatchNorm of the module, or is called less than twice.
+    """
+    root = copy.deepcopy(module)
+    known = dict(_batchnorms(root))
+    splits: dict[str, SplitBatchNorm] = {}
+    for path, count in calls.items():
+        if path not in known or count < 2:
+            raise InputRefused(
+                f"{path!r} with {count} calls cannot be split.",
+                where="BatchNorm split",
+                cure=f"BatchNorms of this model: {', '.join(known) or 'none'}; split at 2 calls or more.",
+            )
+        splits[path] = SplitBatchNorm(known[path], count)
+    for path, split_batchnorm in splits.items():
+        _replace(root, known[path], split_batchnorm)
+    if splits:
+        order = _CallOrder(splits)
+        root.register_forward_pre_hook(order.reset)
+        root.register_forward_hook(order.check)
+    return root
+
+
+def reestimate(module: nn.Module, batches: Iterable[Float32Array]) -> None:
+    """Estimate every BatchNorm's running statistics anew, in place, from images in their given order.
+
+    Statistics are the plain mean over batches of each batch's mean and unbiased variance; a short last
+    batch counts as much as a full one. Only BatchNorm layers are in training mode, nothing is learned.
+
+    Args:
+        module: Its mode and its BatchNorms' momentum are put back.
+        batches: Input batches, such as (128, 3, 28, 28) float32.
+
+    Raises:
+        InputRefused: There is no batch.
+    """
+    layers = [layer for _, layer in _batchnorms(module) if layer.track_running_stats]
+    momenta = [layer.momentum for layer in layers]
+    empty = True
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's word for the cumulative average
+        with _modes(module, batchnorm_training=True), torch.no_grad():
+            for batch in batches:
+                module(torch.tensor(batch))
+                empty = False
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    if empty:
+        raise InputRefused(
+            "there is no image to re-estimate the BatchNorm statistics from.",
+            where="calibration images",
+            cure="Give calibration images, or deploy with --batchnorm keep.",
+        )
+
+
+def compare_modes(
+    module: nn.Module, batches: Iterable[Float32Array], labels: Int64Array | None = None
+) -> BatchNormReport:
+    """Compare predictions of eval mode with those of batch statistics; the module is left as it is.
+
+    Args:
+        module: The model.
+        batches: Input batches, such as (128, 3, 28, 28) float32; batch statistics are theirs.
+        labels: (N,) class indices of all images in order, or None.
+
+    Raises:
+        InputRefused: There is no image, or another number of labels.
+    """
+    normal, by_batch = copy.deepcopy(module), copy.deepcopy(module)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    calls: dict[str, int] = {}
+    with (
+        torch.no_grad(),
+        _modes(normal, batchnorm_training=False),
+        _modes(by_batch, batchnorm_training=True),
+    ):
+        for batch in batches:
+            images = torch.tensor(batch)
+            calls = calls or call_counts(normal, batch[:1])
+            pairs.append((normal(images).argmax(1), by_batch(images).argmax(1)))
+    total = sum(len(first) for first, _ in pairs)
+    if total == 0 or (labels is not None and len(labels) != total):
+        count = "no" if labels is None else str(len(labels))
+        raise InputRefused(f"{total} images and {count} labels.", where="BatchNorm comparison")
+    in_eval, in_batch = (torch.cat(side) for side in zip(*pairs, strict=True))
+    truth = None if labels is None else torch.tensor(labels)
+    return BatchNormReport(
+        calls=shared(calls),
+        images=total,
+        agreement=_fraction_equal(in_eval, in_batch),
+        top1_eval=None if truth is None else _fraction_equal(in_eval, truth),
+        top1_batch=None if truth is None else _fraction_equal(in_batch, truth),
+    )
+
+
+@contextmanager
+def _modes(module: nn.Module, *, batchnorm_training: bool) -> Iterator[None]:
+    """Put all layers in eval mode and the BatchNorms in the given one; put back what was."""
+    before = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        for _, batchnorm in _batchnorms(module):
+            batchnorm.train(batchnorm_training)
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+def _batchnorms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    return [(path, part) for path, part in module.named_modules() if isinstance(part, _BatchNorm)]
+
+
+def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands, under every name that it goes by."""
+    for part in list(root.modules()):
+        for name, child in part._modules.items():
+            if child is old:
+                part._modules[name] = new
+
+
+def _fraction_equal(first: Tensor, second: Tensor) -> float:
+    return int((first == second).sum()) / len(first)
+
+
+def _wrong_calls(where: str, what: str) -> InputRefused:
+    return InputRefused(
+        f"{what} in one forward pass.",
+        where=where,
+        cure="The split follows one fixed order of calls from the root model; use --batchnorm keep.",
+    )
