@@ -1,0 +1,52 @@
+"""The runtimes by name. A new one is a file in this folder and a line here.
+
+`eager` is not in the table: it needs a loader from the export room, so the pipeline makes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from resedge.errors import RuntimeUnavailable, UsageError
+from resedge.protocols import Probe, Runtime
+
+RUNTIMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "onnxruntime": "resedge.runtimes.onnxruntime:OnnxRuntime",
+        "openvino": "resedge.runtimes.openvino:OpenVino",
+        "tensorrt": "resedge.runtimes.tensorrt:TensorRT",
+    }
+)
+
+
+def runtime(name: str) -> Runtime:
+    """Return a runtime by its name; its library is imported once it is used, not here.
+
+    Raises:
+        UsageError: There is no such runtime; the nearest name is offered.
+    """
+    if name not in RUNTIMES:
+        near = difflib.get_close_matches(name, RUNTIMES, n=1)
+        raise UsageError(
+            f"unknown backend '{name}' (known: {', '.join(RUNTIMES)}).",
+            cure=f"Did you mean '{near[0]}'?" if near else "",
+        )
+    module, _, kind = RUNTIMES[name].partition(":")
+    made: Runtime = getattr(importlib.import_module(module), kind)()
+    return made
+
+
+def probe_all() -> tuple[Probe | RuntimeUnavailable, ...]:
+    """Return what each runtime of the table is on this machine, or why it is not there, in its order."""
+    return tuple(_probe(name) for name in RUNTIMES)
+
+
+def _probe(name: str) -> Probe | RuntimeUnavailable:
+    try:
+        return runtime(name).probe()
+    except RuntimeUnavailable as unavailable:
+        return unavailable

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from resedge.errors import RuntimeUnavailable, UsageError
+from resedge.runtimes.table import RUNTIMES, probe_all, runtime
+
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "scipy")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tensorrt"])
+def test_runtime_by_name(name: str) -> None:
+    assert runtime(name).name == name
+
+
+def test_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        runtime("openvinno")
+    assert str(caught.value) == (
+        "unknown backend 'openvinno' (known: onnxruntime, openvino, tensorrt). Did you mean 'openvino'?"
+    )
+    assert caught.value.exit_code == 2
+
+
+def test_unknown_name_far_from_all() -> None:
+    with pytest.raises(UsageError, match=r"known: onnxruntime, openvino, tensorrt\)\.$"):
+        runtime("zzz")
+
+
+def test_probe_all_keeps_the_order_and_reports_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    first, second, third = probe_all()
+    assert [*RUNTIMES] == ["onnxruntime", "openvino", "tensorrt"]
+    assert not isinstance(first, RuntimeUnavailable)
+    assert first.runtime == "onnxruntime"
+    assert str(second) == "runtime 'openvino' is not installed. Try: pip install 'resedge[openvino]'"
+    assert isinstance(third, RuntimeUnavailable)
+
+
+def test_no_library_is_imported_before_it_is_used() -> None:
+    code = (
+        "import sys; from resedge.runtimes import border, eager, table;"
+        "[table.runtime(name) for name in table.RUNTIMES];"
+        f"loaded = set({HEAVY!r}) & set(sys.modules); assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
