@@ -1,0 +1,1 @@
+"""Runners in, verdicts and reports out."""
