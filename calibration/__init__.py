@@ -1,0 +1,1 @@
+"""Images in, ranges and Q/DQ graphs out."""

@@ -1,0 +1,215 @@
+"""What a Q/DQ graph must be, checked on the finished file.
+
+The rules are those of TensorRT's explicit quantisation (developer guide, "Explicit Quantization";
+IQuantizeLayer and IDequantizeLayer in NvInfer.h) and, for the `cpu` scheme, those by which OpenVINO
+and ONNX Runtime recognise integer kernels. A file of any origin can be checked, in FP32 or FP16
+surroundings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from resedge.artifacts import Artifact
+from resedge.calibration.graph import is_constant, label, name_of, read_graph
+from resedge.calibration.grids import SMALLEST_HALF_SCALE
+from resedge.calibration.schemes import (
+    Scheme,
+    activation_sites,
+    is_weighted,
+    scheme_named,
+    weight_axis,
+)
+from resedge.errors import GraphRefused
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_OPSET: Final = 19  # the first with FP16 scales, and the last in which TensorRT 10.3 reads them
+_NEWEST_IR: Final = 10
+_FOREIGN_MARKS: Final = ("QLinear", "Integer", "DynamicQuantize")
+
+
+def check_qdq(model: Artifact | bytes, scheme: str) -> None:
+    """Refuse a graph that is not quantised as the scheme demands.
+
+    Args:
+        model: The file, or its bytes.
+        scheme: "cpu" or "tensorrt".
+
+    Raises:
+        UsageError: Unknown scheme.
+        GraphRefused: A rule is broken; the node or tensor and the rule are named.
+    """
+    chosen = scheme_named(scheme)
+    data = model if isinstance(model, bytes) else model.read()
+    where = "the graph" if isinstance(model, bytes) else str(model.path)
+    parsed = read_graph(data, where)
+    _check_versions(parsed, where)
+    _check_operators(parsed.graph)
+    _check_pairs(parsed.graph)
+    _check_grids(parsed.graph, chosen)
+    for node in parsed.graph:
+        if is_weighted(node):
+            _check_weight(node)
+    _check_sites(parsed.graph, chosen)
+    _check_onnx(data, where)
+
+
+def _check_versions(model: ir.Model, where: str) -> None:
+    opset = model.opset_imports.get("")
+    if opset != _OPSET:
+        raise GraphRefused(f"is of opset {opset}, a Q/DQ graph is of opset {_OPSET}.", where=where)
+    if model.ir_version > _NEWEST_IR:
+        raise GraphRefused(
+            f"is of IR version {model.ir_version}, TensorRT 10.3 reads up to {_NEWEST_IR}.",
+            where=where,
+        )
+
+
+def _check_operators(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.domain not in ("", "ai.onnx"):
+            raise GraphRefused(f"is of the foreign domain {node.domain!r}.", where=label(node))
+        if any(mark in node.op_type for mark in _FOREIGN_MARKS):
+            raise GraphRefused("is an integer operator; this is a Q/DQ graph.", where=label(node))
+
+
+def _check_pairs(graph: ir.Graph) -> None:
+    """One pair a tensor; a Q is read by DQ alone, a DQ reads a Q or stored integers."""
+    quantised = set()
+    for node in graph:
+        if node.op_type == "QuantizeLinear":
+            if node.inputs[0] in quantised:
+                raise GraphRefused("is quantised twice.", where=name_of(node.inputs[0]))
+            quantised.add(node.inputs[0])
+            readers = [use.node for use in node.outputs[0].uses()]
+            if not readers or any(reader.op_type != "DequantizeLinear" for reader in readers):
+                raise GraphRefused("must be read by DequantizeLinear alone.", where=label(node))
+        if node.op_type == "DequantizeLinear":
+            _check_source(node)
+            if node.outputs[0].is_graph_output():
+                raise GraphRefused("a result of the graph is quantised.", where=label(node))
+
+
+def _check_source(dequantise: ir.Node) -> None:
+    source = dequantise.inputs[0]
+    producer = source.producer() if source is not None else None
+    if producer is None or producer.op_type != "QuantizeLinear":
+        if not is_constant(source):
+            raise GraphRefused("reads what no QuantizeLinear wrote.", where=label(dequantise))
+        return
+    for index in (1, 2):
+        theirs, ours = _numbers(producer, index), _numbers(dequantise, index)
+        if theirs.dtype != ours.dtype or not np.array_equal(theirs, ours):
+            raise GraphRefused(
+                f"its {('scale', 'zero point')[index - 1]} is not that of {label(producer)}.",
+                where=label(dequantise),
+            )
+
+
+def _check_grids(graph: ir.Graph, scheme: Scheme) -> None:
+    for node in graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        stored = node.op_type == "DequantizeLinear" and is_constant(node.inputs[0])
+        _check_scale(node, stored)
+        _check_zero_point(node, "int8" if stored else scheme.dtype, stored or scheme.symmetric)
+
+
+def _check_scale(node: ir.Node, stored: bool) -> None:
+    scale = _numbers(node, 1)
+    if scale.dtype not in (np.float32, np.float16):
+        raise GraphRefused(f"its scale is {scale.dtype}, not float.", where=label(node))
+    smallest = SMALLEST_HALF_SCALE if scale.dtype == np.float16 else 0.0
+    if not np.isfinite(scale).all() or not (scale > 0).all() or not (scale >= smallest).all():
+        raise GraphRefused("its scale is not positive, finite and (in FP16) normal.", where=label(node))
+    if scale.ndim and not stored:
+        raise GraphRefused("an activation has one scale, a scalar.", where=label(node))
+
+
+def _check_zero_point(node: ir.Node, dtype: str, zero: bool) -> None:
+    zero_point = _numbers(node, 2)
+    if zero_point.dtype != dtype:
+        raise GraphRefused(
+            f"its zero point is {zero_point.dtype}, the scheme has {dtype}.", where=label(node)
+        )
+    if zero and zero_point.any():
+        raise GraphRefused("its zero point is not 0.", where=label(node))
+
+
+def _check_weight(node: ir.Node) -> None:
+    """An int8 tensor with one scale an output channel, and a bias that stays float."""
+    import onnx_ir as ir
+
+    weight = node.inputs[1]
+    dequantise = weight.producer() if weight is not None else None
+    if dequantise is None or dequantise.op_type != "DequantizeLinear":
+        raise GraphRefused("its weight is not quantised.", where=label(node))
+    if not is_constant(dequantise.inputs[0]):
+        raise GraphRefused("its weight is not stored as integers.", where=label(node))
+    integers, scale = _numbers(dequantise, 0), _numbers(dequantise, 1)
+    axis = dequantise.attributes.get_int("axis", 1)
+    if integers.dtype != np.int8:
+        raise GraphRefused(f"its weight is {integers.dtype}, not int8.", where=label(node))
+    if axis != weight_axis(node) or scale.shape != (integers.shape[axis],):
+        raise GraphRefused(
+            f"its weight needs one scale for each index of axis {weight_axis(node)}.",
+            where=label(node),
+        )
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    if bias is not None and (not is_constant(bias) or bias.dtype not in floats):
+        raise GraphRefused("its bias is not a float constant.", where=label(node))
+
+
+def _check_sites(graph: ir.Graph, scheme: Scheme) -> None:
+    """Take the activations' pairs away, ask the scheme where they belong, and compare."""
+    found = _remove_pairs(graph)
+    wanted = {(site.node, site.index) for site in activation_sites(graph, scheme)}
+    for node in graph:
+        for index in range(len(node.inputs)):
+            if ((node, index) in found) == ((node, index) in wanted):
+                continue
+            state, rule = ("is", "does not") if (node, index) in found else ("is not", "does")
+            raise GraphRefused(
+                f"input {index} {state} quantised, which the scheme {scheme.name!r} {rule} demand.",
+                where=label(node),
+            )
+
+
+def _remove_pairs(graph: ir.Graph) -> set[tuple[ir.Node, int]]:
+    found = set()
+    for node in tuple(graph):
+        if node.op_type != "DequantizeLinear" or is_constant(node.inputs[0]):
+            continue
+        assert node.inputs[0] is not None
+        quantise = node.inputs[0].producer()
+        assert quantise is not None  # `_check_pairs` has seen it
+        for reader, index in tuple(node.outputs[0].uses()):
+            found.add((reader, index))
+            reader.replace_input_with(index, quantise.inputs[0])
+    return found
+
+
+def _check_onnx(data: bytes, where: str) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(data, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise GraphRefused(f"is not valid ONNX ({reason}).", where=where) from error
+
+
+def _numbers(node: ir.Node, index: int) -> npt.NDArray[Any]:
+    """Return a constant input's numbers, or refuse the node."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or value.const_value is None:
+        part = ("integers", "scale", "zero point")[index]
+        raise GraphRefused(f"its {part} is not a constant in the file.", where=label(node))
+    numbers: npt.NDArray[Any] = value.const_value.numpy()
+    return numbers

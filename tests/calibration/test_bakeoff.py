@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from resedge.artifacts import Ranges
+from resedge.calibration.bakeoff import BakeOff, Entry, Score, bakeoff, score_logits
+from resedge.errors import InputRefused
+from resedge.protocols import Float32Array
+
+
+def _ranges(name: str) -> Ranges:
+    return Ranges({}, name, "a", "b", 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "winner"),
+    [
+        ({"a": (0.9, 0.1), "b": (0.95, 0.7)}, "b"),
+        ({"a": (0.9, 0.3), "b": (0.9, 0.1), "c": (0.8, 0.0)}, "b"),
+        ({"a": (0.9, 0.1), "b": (0.9, 0.1)}, "a"),
+    ],
+)
+def test_agreement_decides_then_divergence_then_order(
+    scores: dict[str, tuple[float, float]], winner: str
+) -> None:
+    candidates = {name: _ranges(name) for name in scores}
+    result = bakeoff(candidates, lambda ranges: Score(*scores[ranges.method]))
+    assert result == BakeOff(winner, tuple(Entry(n, Score(*s)) for n, s in scores.items()))
+
+
+def test_a_bake_off_needs_candidates() -> None:
+    with pytest.raises(ValueError, match="no candidates"):
+        bakeoff({}, lambda _: Score(1, 0))
+
+
+def test_scores_are_those_of_the_definition() -> None:
+    eager = np.array([[0, math.log(3)], [1000, 0]], np.float32)  # softmax (1/4, 3/4) and (1, 0)
+    quantised = np.array([[0, 0], [999, 0]], np.float32)
+    score = score_logits(eager, quantised)
+    first = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert score.kl == pytest.approx(first / 2, rel=1e-6)
+    assert score.agreement == 0.5
+    assert score_logits(eager, eager) == Score(1.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    good = np.ones((2, 3), np.float32)
+    with pytest.raises(InputRefused, match="the quantised model"):
+        score_logits(good, good * np.float32(bad))
+
+
+@pytest.mark.parametrize("other", [np.ones((2, 4)), np.ones((0, 3)), np.ones(3)])
+def test_logits_of_another_shape_are_refused(other: Float32Array) -> None:
+    with pytest.raises(ValueError, match="logits are"):
+        score_logits(other, np.ones((2, 3), np.float32))
