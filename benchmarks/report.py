@@ -62,6 +62,21 @@ def table(verdicts: Sequence[Verdict], sizes: Mapping[tuple[str, str], int]) -> 
     return lines
 
 
+def baseline(reference: str, verdicts: Sequence[Verdict]) -> str:
+    """Return one line on eager, which every row is against; "" where no engine could be measured.
+
+    Args:
+        reference: What the engines were compared with, such as "eager, batchnorm split".
+        verdicts: Of one run, so that they name one eager.
+    """
+    measured = [(v.accuracy, v.latency) for v in verdicts if v.accuracy and v.latency]
+    if not measured:
+        return ""
+    accuracy, latency = measured[0]
+    top1 = "" if accuracy.top1_eager is None else f"top-1 {accuracy.top1_eager:.2%}, "
+    return f"{reference}: {top1}p50 {latency.p50_ms_eager:.2f} ms at batch 1, {accuracy.images:,} test images"
+
+
 def document(
     model: str, reference: str, conditions: Mapping[str, JsonValue], verdicts: Sequence[Verdict]
 ) -> dict[str, JsonValue]:

@@ -6,6 +6,7 @@ with resedge.open("notebook.resedge", "openvino:int8") as session:
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "open"]
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reads this when it is imported, wherever that happens: nothing here reports to anybody.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def open(bundle: str | PathLike[str], engine: str, *, threads: int | None = None) -> Session:

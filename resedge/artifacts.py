@@ -158,7 +158,8 @@ class Engine:
 class Accuracy:
     """Engine against eager on the same test images. Fractions; None where there are no labels.
 
-    `drop` is eager's top-1 minus the engine's, `drop_upper` its one-sided bound (Tango 1998).
+    `drop` is eager's top-1 minus the engine's, `drop_upper` its one-sided bound (Tango 1998; exact where
+    nothing flips back).
     A negative flip: eager right, engine wrong.
     """
 

@@ -1,6 +1,10 @@
 """Train the built-in model on Fashion-MNIST, as its notebook does, and write its weights.
 
-    python benchmarks/scripts/train_notebook.py --data DIR --out notebook.safetensors
+    python benchmarks/scripts/train_notebook.py --data DIR --out first.safetensors
+    python benchmarks/scripts/train_notebook.py --data DIR --out notebook.safetensors \
+        --start-from first.safetensors --epochs 2 --learning-rate 1e-3 --shift 0 --seed 20260102
+
+The first run warms up and down again (one-cycle); a run that starts from weights only decays, linearly to 0.
 
 DIR holds the four idx files of Fashion-MNIST (Debian: package dataset-fashion-mnist). The run is
 seeded; the log beside the weights (OUT with suffix .log.json) records every epoch, the digests of the
@@ -18,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resedge.export.notebook import ResNet
@@ -40,11 +44,11 @@ def normalise(images: Tensor) -> Tensor:
     return grey[:, None].repeat(1, 3, 1, 1)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror half of the images and shift each by up to two pixels (background is 0)."""
-    padded = nn.functional.pad(images, (2, 2, 2, 2))
+def augment(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images and shift each by up to `shift` pixels (background is 0)."""
+    padded = nn.functional.pad(images, (shift,) * 4)
     mirrored = torch.rand(len(images), generator=generator) < 0.5
-    shifts = torch.randint(0, 5, (len(images), 2), generator=generator)
+    shifts = torch.randint(0, 2 * shift + 1, (len(images), 2), generator=generator)
     rows = shifts[:, :1] + torch.arange(28)
     columns = shifts[:, 1:] + torch.arange(28)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
@@ -74,6 +78,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=20260101)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--shift", type=int, default=2)
+    parser.add_argument("--start-from", type=Path)
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
@@ -88,15 +95,25 @@ def main() -> None:
     test_images, test_labels = arrays["t10k-images-idx3"], arrays["t10k-labels-idx1"].long()
 
     model = ResNet()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.05)
     steps = options.epochs * (len(images) // options.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps, pct_start=0.25)
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if options.start_from:
+        model.load_state_dict(load_file(options.start_from), strict=True)
+        shape = f"from {options.learning_rate:g} linearly to 0"
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
+    else:
+        shape = f"one-cycle to {options.learning_rate:g}"
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, max_lr=options.learning_rate, total_steps=steps, pct_start=0.25
+        )
     log: dict[str, object] = {
         "epochs": options.epochs,
         "batch": options.batch,
         "seed": options.seed,
-        "optimiser": "AdamW, weight decay 0.05, one-cycle to 2e-3",
-        "augmentation": "mirrored with probability 1/2, shifted by up to 2 pixels",
+        "optimiser": "AdamW, weight decay 0.05",
+        "schedule": shape,
+        "augmentation": f"mirrored with probability 1/2, shifted by up to {options.shift} pixels",
         "torch": torch.__version__,
         "data_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values()},
     }
@@ -108,7 +125,7 @@ def main() -> None:
         total = 0.0
         for step in range(len(images) // options.batch):
             chosen = order[step * options.batch : (step + 1) * options.batch]
-            batch = normalise(augment(images[chosen], generator))
+            batch = normalise(augment(images[chosen], options.shift, generator))
             loss = nn.functional.cross_entropy(model(batch), labels[chosen])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -141,3 +141,21 @@ def test_the_document_has_the_keys_of_the_design() -> None:
         "accuracy": None,
         "latency": None,
     }
+
+
+def test_the_baseline_line_is_eager_s() -> None:
+    from resedge.artifacts import Accuracy, Latency, Verdict
+    from resedge.benchmarks.report import baseline
+    from resedge.benchmarks.verdict import unavailable
+
+    missing = unavailable("tensorrt", "int8", "not here")
+    latency = Latency(0.5, 2.125, 4.0, 3.5, 4.5, 3.0, "faster", 8, 100)
+    labelled = Verdict(
+        "a", "int8", "pass", (), Accuracy(10_000, 1.0, 0.0, 0.9, 0.92, 0.0, 0.0, 0, 0), latency
+    )
+    assert baseline("eager", (missing, labelled)) == (
+        "eager: top-1 92.00%, p50 2.12 ms at batch 1, 10,000 test images"
+    )
+    unlabelled = Verdict("a", "int8", "pass", (), Accuracy(50, 1.0, 0.0), latency)
+    assert baseline("eager", (unlabelled,)) == "eager: p50 2.12 ms at batch 1, 50 test images"
+    assert baseline("eager", (missing,)) == ""

@@ -77,7 +77,8 @@ def counted(original):
         return original(*args, **kwargs)
     return call
 pathlib.Path.rename = counted(pathlib.Path.rename)
-shutil.rmtree = counted(lambda path, ignore_errors=False, _r=shutil.rmtree: _r(path, ignore_errors=ignore_errors))
+remove = shutil.rmtree
+shutil.rmtree = counted(lambda path, ignore_errors=False: remove(path, ignore_errors=ignore_errors))
 files.shutil.rmtree = shutil.rmtree
 files.publish_folder(pathlib.Path({str(staged)!r}), pathlib.Path({str(final)!r}))
 """

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from resedge.store import Key, Store
 KEY = Key("stage", inputs={"a": "1"}, options={"n": 2})
 
 
-def _writes(content: str, calls: list[str]) -> object:
+def _writes(content: str, calls: list[str]) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         calls.append(content)
         (folder / "sub").mkdir()
@@ -25,7 +26,7 @@ def _writes(content: str, calls: list[str]) -> object:
 
 
 def test_a_stage_runs_once(tmp_path: Path) -> None:
-    store, calls = Store(tmp_path), []
+    store, calls = Store(tmp_path), list[str]()
     first = store.run(KEY, _writes("x", calls))
     again = Store(tmp_path).run(KEY, _writes("y", calls))
     assert (first.reused, again.reused) == (False, True)
@@ -44,14 +45,14 @@ def test_a_stage_runs_once(tmp_path: Path) -> None:
     ],
 )
 def test_whatever_a_key_names_makes_another_stage(tmp_path: Path, other: Key) -> None:
-    store, calls = Store(tmp_path), []
+    store, calls = Store(tmp_path), list[str]()
     store.run(KEY, _writes("x", calls))
     assert not store.run(other, _writes("y", calls)).reused
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "extra", "record"])
 def test_a_damaged_stage_is_made_again(tmp_path: Path, damage: str) -> None:
-    store, calls = Store(tmp_path), []
+    store, calls = Store(tmp_path), list[str]()
     folder = store.run(KEY, _writes("x", calls)).folder
     target = folder / "sub" / "file"
     if damage == "changed":

@@ -1,0 +1,366 @@
+"""The command line: it parses, calls one function of the pipeline, and prints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from resedge import __version__
+from resedge.errors import MachineFailure, ResedgeError, UsageError
+
+if TYPE_CHECKING:
+    from resedge.pipeline.options import Measuring
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+_PATH = click.Path(path_type=Path)
+
+
+class _Group(click.Group):
+    """Turns the errors of resedge into one line and an exit code, in one place."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's own signature
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted; what was finished is kept, run the same command again", err=True)
+            code = INTERRUPTED
+        except ResedgeError as error:
+            code = _fail(error)
+        except MemoryError:
+            code = _fail(MachineFailure("out of memory.", cure="Close other programs and try again."))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: ResedgeError) -> int:
+    from resedge.console import print_error
+
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        logging.getLogger("resedge").debug("the error in full", exc_info=error)
+    print_error(error)
+    return error.exit_code
+
+
+# --- options that several commands share ---------------------------------------------------------
+
+
+def _selection(command: F) -> F:
+    backend = click.option(
+        "--backend",
+        "backends",
+        multiple=True,
+        metavar="NAME[:PRECISION]",
+        help="Only this backend (openvino, onnxruntime, tensorrt); may be given several times.",
+    )
+    precision = click.option(
+        "--precision", metavar="P,…", default="", help="Only these precisions (fp32, fp16, int8)."
+    )
+    return backend(precision(command))
+
+
+def _measuring(command: F) -> F:
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True, help="Of splits and orders."),
+        click.option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            default=None,
+            help="Compute threads.  [default: all that this process may use]",
+        ),
+        click.option(
+            "--confidence",
+            type=click.FloatRange(0.5, 0.999),
+            default=0.95,
+            show_default=True,
+            help="Of every bound and interval.",
+        ),
+        click.option(
+            "--min-speedup",
+            type=click.FloatRange(0, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Times eager's speed that an engine must reach; 1.0: not slower.",
+        ),
+        click.option(
+            "--max-drop",
+            type=click.FloatRange(0, 1),
+            default=0.005,
+            show_default=True,
+            help="Of top-1 against eager, as a fraction, that an engine may lose.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _output(command: F) -> F:
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Print the result and warnings alone.")
+    json_file = click.option("--json", "json_file", type=_PATH, help="Also write the verdicts to this file.")
+    return quiet(json_file(command))
+
+
+def _measuring_of(options: dict[str, Any]) -> Measuring:
+    from resedge.pipeline.options import Measuring, available_threads
+
+    return Measuring(
+        max_drop=options["max_drop"],
+        min_speedup=options["min_speedup"],
+        confidence=options["confidence"],
+        threads=options["threads"] or available_threads(),
+        seed=options["seed"],
+    )
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="resedge")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+def main(debug: bool) -> None:
+    r"""Trained PyTorch ResNets into verified INT8 and FP16 engines for the edge.
+
+    \b
+    resedge export            the whole job on the built-in model and images
+    resedge bench             measure a bundle's engines here, against eager
+    resedge predict B IMAGE   classify images with an engine of a bundle
+
+    Exit codes: 0 done and within budget; 1 a verdict failed; 2 wrong usage; 3 inconclusive; 4 a backend
+    that was named is not there; 5 an input was refused; 6 the machine failed; 130 interrupted.
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
+
+
+@main.command()
+@click.argument("model", default="notebook")
+@click.option("--weights", type=_PATH, help="A .safetensors state_dict.  [default: the built-in one]")
+@click.option("--data", type=_PATH, help="A folder of images, split here into the three sets.")
+@click.option("--calibration-data", type=_PATH, help="A folder of images to calibrate and tune on.")
+@click.option("--test-data", type=_PATH, help="A folder of images, one subfolder a class, to verify on.")
+@click.option(
+    "--batchnorm",
+    type=click.Choice(["keep", "split"]),
+    help="What to do about a BatchNorm that is called more than once in a forward pass: deploy it as "
+    "trained, or give every call its own statistics.  [default: split for the built-in weights, else keep]",
+)
+@click.option(
+    "--batch-range",
+    metavar="MIN,OPT,MAX",
+    default="1,8,32",
+    show_default=True,
+    help="Batch sizes of TensorRT's optimisation profile.",
+)
+@click.option("--out", type=_PATH, help="The bundle's folder.  [default: ./MODEL.resedge]")
+@_selection
+@_measuring
+@_output
+def export(
+    model: str,
+    weights: Path | None,
+    data: Path | None,
+    calibration_data: Path | None,
+    test_data: Path | None,
+    batchnorm: Any,  # noqa: ANN401 - one of click's choices
+    batch_range: str,
+    out: Path | None,
+    backends: Sequence[str],
+    precision: str,
+    quiet: bool,
+    json_file: Path | None,
+    **measuring: Any,  # noqa: ANN401 - the options of `_measuring`
+) -> int:
+    r"""Turn MODEL into a bundle of verified engines.
+
+    MODEL is `notebook`, the built-in ResNet (28 x 28). Images are built in, too: Fashion-MNIST.
+    What has not changed since an earlier run is not done again.
+
+    \b
+    Example:
+      resedge export --weights mine.safetensors --data images/ --out mine.resedge
+    """
+    from resedge.pipeline.exporting import export as run
+    from resedge.pipeline.options import ExportOptions, select
+
+    options = ExportOptions(
+        model=model,
+        weights=weights,
+        batchnorm=batchnorm,
+        data=data,
+        calibration_data=calibration_data,
+        test_data=test_data,
+        selection=select(backends, _listed(precision)),
+        measuring=_measuring_of(measuring),
+        batch_range=_parse_batch_range(batch_range),
+        out=out,
+    )
+    with _reporter(quiet) as reporter:
+        result = run(options, reporter)
+    _print_result(result, json_file)
+    _print_published(result)
+    return result.exit_code
+
+
+@main.command()
+@click.argument("bundle", type=_PATH, required=False)
+@click.option("--test-data", type=_PATH, help="A folder of images, one subfolder a class.")
+@_selection
+@_measuring
+@_output
+def bench(
+    bundle: Path | None,
+    test_data: Path | None,
+    backends: Sequence[str],
+    precision: str,
+    quiet: bool,
+    json_file: Path | None,
+    **measuring: Any,  # noqa: ANN401 - the options of `_measuring`
+) -> int:
+    """Measure the engines of BUNDLE on this machine against its eager model.
+
+    Accuracy on the test images, latency at batch 1 in interleaved blocks. The bundle is not changed.
+    Without BUNDLE: ./notebook.resedge, made first if it is not there.
+    """
+    from resedge.pipeline.benching import bench as run
+    from resedge.pipeline.exporting import export as make
+    from resedge.pipeline.options import BenchOptions, ExportOptions, select
+
+    selection = select(backends, _listed(precision))
+    how = _measuring_of(measuring)
+    with _reporter(quiet) as reporter:
+        if bundle is None:
+            bundle = Path("notebook.resedge")
+            if not bundle.exists():
+                make(ExportOptions(out=bundle, measuring=how), reporter)
+        result = run(BenchOptions(bundle, test_data, selection, how), reporter)
+    _print_result(result, json_file)
+    return result.exit_code
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("images", type=_PATH, nargs=-1, required=True)
+@click.option("--engine", default="openvino:int8", show_default=True, metavar="NAME:PRECISION")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to show.")
+def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
+    """Classify IMAGES with an engine of BUNDLE."""
+    import numpy as np
+
+    import resedge
+    from resedge.console import print_line
+    from resedge.images import decode_file
+
+    with resedge.open(bundle, engine) as session:
+        labels = session.bundle.manifest.labels
+        for path in images:
+            probabilities = session.predict(decode_file(path)[np.newaxis]).probabilities[0]
+            best = np.argsort(-probabilities, kind="stable")[:top]
+            classes = ", ".join(f"{labels[i]} {probabilities[i]:.1%}" for i in best)
+            print_line(f"{path}: {classes}")
+    return 0
+
+
+@main.command()
+@click.argument("path", type=_PATH)
+def inspect(path: Path) -> int:
+    """Say what a bundle is and check its files, without loading a runtime."""
+    from resedge.console import print_pairs
+    from resedge.pipeline.inspecting import inspect as run
+
+    print_pairs(run(path))
+    return 0
+
+
+@main.command()
+def doctor() -> int:
+    """Say which runtimes, devices and versions are here, and the cure for what is missing."""
+    from resedge.console import print_diagnosis
+    from resedge.pipeline.inspecting import diagnose
+
+    print_diagnosis(diagnose())
+    return 0
+
+
+@main.group()
+def cache() -> None:
+    """The stage cache: what was done and need not be done again."""
+
+
+@cache.command()
+def show() -> int:
+    """Say where the cache is and how large."""
+    from resedge import home
+    from resedge.console import print_line
+    from resedge.store import Store
+
+    store = Store(home.cache_folder())
+    stages, size = store.usage()
+    print_line(f"{store.root}: {stages} stages, {size / 1e6:.1f} MB")
+    return 0
+
+
+@cache.command()
+def clear() -> int:
+    """Remove every stage that no process is making."""
+    from resedge import home
+    from resedge.console import print_line
+    from resedge.store import Store
+
+    store = Store(home.cache_folder())
+    print_line(f"{store.clear()} stages removed from {store.root}")
+    return 0
+
+
+# --- parsing and printing ------------------------------------------------------------------------
+
+
+def _listed(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _parse_batch_range(text: str) -> tuple[int, int, int]:
+    parts = _listed(text)
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise UsageError(f"--batch-range is {text!r}.", cure="Write MIN,OPT,MAX, such as 1,8,32.")
+    low, best, high = (int(part) for part in parts)
+    if not 1 <= low <= best <= high:
+        raise UsageError(f"--batch-range is {text!r}.", cure="It must be 1 <= MIN <= OPT <= MAX.")
+    return low, best, high
+
+
+def _reporter(quiet: bool) -> Any:  # noqa: ANN401 - ConsoleReporter, imported when needed
+    from resedge.console import ConsoleReporter
+
+    return ConsoleReporter(quiet=quiet)
+
+
+def _print_result(result: Any, json_file: Path | None) -> None:  # noqa: ANN401 - Exported or Benched
+    from resedge import files
+    from resedge.artifacts import canonical_json
+    from resedge.console import print_verdicts
+
+    print_verdicts(result.verdicts, result.sizes, result.document["reference"])
+    if json_file is not None:
+        files.write_bytes(json_file, canonical_json(result.document).encode())
+
+
+def _print_published(result: Any) -> None:  # noqa: ANN401 - Exported
+    from resedge.console import print_line
+
+    published = result.published
+    path = published.bundle.path
+    if not published.changed:
+        print_line(f"{path} is up to date: nothing had changed, nothing was done again.")
+    elif published.dropped_signature:
+        counter = published.bundle.manifest.counter
+        print_line(f"{path} written, counter {counter}; its old signature was dropped, sign it again.")
+    else:
+        print_line(f"{path} written, counter {published.bundle.manifest.counter}.")

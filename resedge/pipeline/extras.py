@@ -1,0 +1,29 @@
+"""Which extras are installed, asked without importing them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from resedge.errors import RuntimeUnavailable
+
+_MODULES = {
+    "export": ("torch", "onnx", "onnxscript", "onnx_ir"),
+    "onnxruntime": ("onnxruntime",),
+    "bench": ("scipy",),
+}
+
+
+def require(what: str, *extras: str) -> None:
+    """Check that extras are installed, before any work is done that would need them.
+
+    Raises:
+        RuntimeUnavailable: A module of one is missing; the install command is the cure.
+    """
+    missing = {extra: [module for module in _MODULES[extra] if find_spec(module) is None] for extra in extras}
+    lacking = [extra for extra, modules in missing.items() if modules]
+    if lacking:
+        modules = ", ".join(module for extra in lacking for module in missing[extra])
+        raise RuntimeUnavailable(
+            f"{what} needs {modules}, not installed here.",
+            cure=f"Try: pip install 'resedge[{','.join(lacking)}]'",
+        )

@@ -1,0 +1,242 @@
+"""The stages that build engines and measure them against eager; a bench shares the measuring itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from resedge.artifacts import (
+    Accuracy,
+    Artifact,
+    Engine,
+    JsonValue,
+    Latency,
+    Preprocessing,
+    encode,
+    sha256_json,
+)
+from resedge.images import ImageSet
+from resedge.pipeline.options import EngineName, Measuring
+from resedge.pipeline.running import eager_runtime, evaluate
+from resedge.pipeline.stages import EagerAnswers
+from resedge.pipeline.staging import Data, Done, Places, Site, run_stage, versions
+from resedge.protocols import BuildOptions, Float32Array, Progress, Runner, RunOptions
+from resedge.store import Key
+
+LATENCY_IMAGES = 16
+EAGER, EAGER_BEST = "eager", "eager channels_last"
+_MEMORY_FORMATS: dict[str, Literal["contiguous", "channels_last"]] = {
+    EAGER: "contiguous",
+    EAGER_BEST: "channels_last",
+}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long latency is measured: rounds of one block an engine, and the least length of a block.
+
+    `warm_seconds` bounds how long an engine may take to settle before.
+    """
+
+    rounds: int
+    block_seconds: float
+    min_calls: int
+    warm_seconds: float
+
+
+EXPORT_PACE = Pace(rounds=8, block_seconds=0.25, min_calls=50, warm_seconds=2.0)
+BENCH_PACE = Pace(rounds=20, block_seconds=0.5, min_calls=100, warm_seconds=5.0)
+
+
+@dataclass(frozen=True)
+class EngineLatency:
+    """One engine's latency beside eager's."""
+
+    runtime: str
+    precision: str
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """All engines of one interleaved measurement, and what it was made under."""
+
+    engines: tuple[EngineLatency, ...]
+    conditions: Mapping[str, JsonValue]
+
+    def of(self, name: EngineName) -> Latency:
+        """Return one engine's latency.
+
+        Raises:
+            KeyError: It was not among those measured.
+        """
+        return {(entry.runtime, entry.precision): entry.latency for entry in self.engines}[name]
+
+
+def engine_digest(engine: Engine) -> str:
+    """Return one digest of all files of an engine and of what runs it."""
+    parts = [engine.artifact.sha256, *(companion.sha256 for companion in engine.companions)]
+    return sha256_json([engine.runtime, engine.precision, *parts])
+
+
+def built_engine(site: Site, name: EngineName, graph: Artifact, places: Places) -> Done[Engine]:
+    """Build one engine.
+
+    Raises:
+        RuntimeUnavailable: The runtime is not here, or cannot do that.
+    """
+    runtime_name, precision = name
+    key = Key(
+        f"engine-{runtime_name}-{precision}",
+        inputs={"graph": graph.sha256},
+        versions=versions(runtime_name, "numpy"),
+    )
+
+    def make(folder: Path) -> Engine:
+        from resedge.runtimes.table import runtime
+
+        (folder / "engines").mkdir()
+        return runtime(runtime_name).build(graph, folder / "engines", BuildOptions(precision))
+
+    return run_stage(site, key, Engine, make, known=places)
+
+
+def measured_accuracy(
+    site: Site, data: Data, engine: Engine, answers: Done[EagerAnswers], measuring: Measuring
+) -> Done[Accuracy]:
+    """Run the built engine over the test images and compare it with eager, image by image."""
+    key = Key(
+        f"accuracy-{engine.runtime}-{engine.precision}",
+        inputs={
+            "engine": engine_digest(engine),
+            "eager": answers.value.test_logits.sha256,
+            "test": data.test.sha256,
+        },
+        options={
+            "preprocessing": encode(data.preprocessing),
+            "confidence": measuring.confidence,
+            "threads": measuring.threads,
+        },
+        versions=versions(engine.runtime, "numpy", "scipy"),
+        machine=site.machine,
+    )
+
+    def make(_folder: Path) -> Accuracy:
+        eager: Float32Array = np.load(answers.value.test_logits.path)
+        return accuracy_of(engine, data.test, data.preprocessing, eager, measuring, site.reporter)
+
+    return run_stage(site, key, Accuracy, make)
+
+
+def accuracy_of(
+    engine: Engine,
+    test: ImageSet,
+    preprocessing: Preprocessing,
+    eager: Float32Array,
+    measuring: Measuring,
+    progress: Progress,
+) -> Accuracy:
+    """Compare an engine's logits on the test images with eager's, (N, classes) float32."""
+    from resedge.benchmarks.accuracy import compare
+    from resedge.runtimes.table import runtime
+
+    with runtime(engine.runtime).open(engine, RunOptions(measuring.threads)) as run:
+        label = f"{engine.runtime} {engine.precision}, test"
+        logits = evaluate(run, test, preprocessing, progress, label)
+    return compare(eager, logits, test.labels, measuring.confidence)
+
+
+def measured_latency(
+    site: Site, data: Data, source: Artifact, engines: Sequence[Engine], measuring: Measuring
+) -> Done[Latencies]:
+    """Measure all engines beside eager in one interleaved run of short blocks."""
+    key = Key(
+        "latency",
+        inputs={
+            "source": source.sha256,
+            "engines": sha256_json([engine_digest(engine) for engine in engines]),
+            "test": data.test.sha256,
+        },
+        options={
+            "pace": encode(EXPORT_PACE),
+            "confidence": measuring.confidence,
+            "threads": site.threads,
+            "seed": measuring.seed,
+        },
+        versions=versions("torch", *{engine.runtime for engine in engines}),
+        machine=site.machine,
+    )
+
+    def make(_folder: Path) -> Latencies:
+        return latencies_of(
+            engines, source, data.test, data.preprocessing, measuring, EXPORT_PACE, site.reporter
+        )
+
+    return run_stage(site, key, Latencies, make)
+
+
+def latencies_of(
+    engines: Sequence[Engine],
+    source: Artifact,
+    test: ImageSet,
+    preprocessing: Preprocessing,
+    measuring: Measuring,
+    pace: Pace,
+    progress: Progress,
+) -> Latencies:
+    """Measure engines and eager at batch 1: in each round every one runs one block, in random order.
+
+    All of them are open at once, and each call takes the next of the same few test images.
+    """
+    from resedge.benchmarks.conditions import Watch, conditions
+    from resedge.benchmarks.latency import compare, measure
+    from resedge.runtimes.table import runtime
+
+    sample = test.select(range(min(LATENCY_IMAGES, len(test))))
+    inputs = sample.prepared(preprocessing)
+    run_options = RunOptions(measuring.threads, batch=1)
+    with ExitStack() as stack, Watch() as watch:
+        arms: dict[str, Callable[[], object]] = {}
+        for name, memory_format in _MEMORY_FORMATS.items():
+            eager = eager_runtime(memory_format)
+            built = eager.build(source, source.path.parent, BuildOptions("fp32"))
+            arms[name] = _one_image_at_a_time(stack.enter_context(eager.open(built, run_options)), inputs)
+        for engine in engines:
+            runner = stack.enter_context(runtime(engine.runtime).open(engine, run_options))
+            arms[_arm(engine)] = _one_image_at_a_time(runner, inputs)
+        samples = measure(
+            arms,
+            EAGER,
+            rounds=pace.rounds,
+            block_seconds=pace.block_seconds,
+            min_calls=pace.min_calls,
+            seed=measuring.seed,
+            progress=progress,
+            warm_seconds=pace.warm_seconds,
+        )
+    found = tuple(
+        EngineLatency(
+            engine.runtime,
+            engine.precision,
+            compare(samples, EAGER, EAGER_BEST, _arm(engine), measuring.confidence),
+        )
+        for engine in engines
+    )
+    made_under = conditions(measuring.threads, ("torch", *{engine.runtime for engine in engines}))
+    settling: dict[str, JsonValue] = {"unsettled": list(samples.unsettled), "batch": 1}
+    return Latencies(found, {**made_under, **watch.found(), **settling, **asdict(pace)})
+
+
+def _arm(engine: Engine) -> str:
+    return f"{engine.runtime}:{engine.precision}"
+
+
+def _one_image_at_a_time(run: Runner, inputs: Float32Array) -> Callable[[], object]:
+    images = cycle([np.ascontiguousarray(inputs[i : i + 1]) for i in range(len(inputs))])
+    return lambda: run(next(images))

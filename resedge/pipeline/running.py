@@ -1,0 +1,58 @@
+"""Running engines over images, and opening eager beside them: what export and bench share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from resedge.artifacts import Preprocessing
+from resedge.errors import InputRefused
+from resedge.images import ImageSet
+from resedge.protocols import Float32Array, Progress, Runner, Runtime
+
+EVALUATION_BATCH = 100
+
+
+def eager_runtime(memory_format: Literal["contiguous", "channels_last"]) -> Runtime:
+    """Return the eager runtime, which loads the model through the export room."""
+    from resedge.export.sources import load_reference
+    from resedge.runtimes.eager import Eager
+
+    return Eager(load_reference, memory_format)
+
+
+def evaluate(
+    run: Runner, images: ImageSet, preprocessing: Preprocessing, progress: Progress, label: str
+) -> Float32Array:
+    """Return the logits of all images, (N, classes) float32, in their order.
+
+    Raises:
+        InputRefused: A logit is NaN or infinite; the image is named by its position.
+    """
+    progress.start(label, len(images))
+    logits: list[Float32Array] = []
+    for batch in images.batches(EVALUATION_BATCH, preprocessing):
+        logits.append(run(batch))
+        progress.advance(len(batch))
+    progress.finish()
+    together = np.concatenate(logits)
+    finite = np.isfinite(together).all(axis=1)
+    if not finite.all():
+        raise InputRefused(
+            f"gives NaN or infinite logits for {int((~finite).sum())} of {len(images)} images "
+            f"(the first is number {int(np.argmin(finite))}).",
+            where=label,
+            cure="Look for NaN in the weights, or for activations beyond the precision's range.",
+        )
+    return together
+
+
+def tracked(batches: Sequence[Float32Array], progress: Progress, label: str) -> Iterator[Float32Array]:
+    """Yield batches in order, telling `progress` of each image that was asked for."""
+    progress.start(label, sum(len(batch) for batch in batches))
+    for batch in batches:
+        yield batch
+        progress.advance(len(batch))
+    progress.finish()

@@ -1,0 +1,92 @@
+"""An engine of a bundle for an application: frames in, classes out, without torch."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from resedge import bundle as bundles
+from resedge import images
+from resedge.bundle import Bundle
+from resedge.errors import UsageError
+from resedge.pipeline.options import available_threads, select
+from resedge.protocols import Float32Array, Int64Array, Runner, RunOptions
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits (N, classes) float32, softmax probabilities alike, and the best class of each, (N,) int64."""
+
+    logits: Float32Array
+    probabilities: Float32Array
+    classes: Int64Array
+    labels: tuple[str, ...]
+
+
+class Session:
+    """An open engine; use it in a with-block, or `close` it."""
+
+    def __init__(self, bundle: Bundle, run: Runner, stack: ExitStack) -> None:
+        self.bundle = bundle
+        self._run = run
+        self._stack = stack
+
+    def predict(self, frames: images.Frames) -> Predictions:
+        """Classify frames, (N, H, W, 3) uint8 RGB of the model's size.
+
+        Raises:
+            InputRefused: Another shape or dtype.
+        """
+        logits = self._run(images.prepare(frames, self.bundle.manifest.preprocessing))
+        names = self.bundle.manifest.labels
+        best: Int64Array = logits.argmax(axis=1).astype(np.int64)
+        return Predictions(logits, _softmax(logits), best, tuple(names[i] for i in best))
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._stack.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_session(path: Path, engine: str, *, threads: int | None = None) -> Session:
+    """Open an engine of a bundle, such as "openvino:int8"; its files are checked by digest first.
+
+    Raises:
+        InputRefused: No bundle there, or a file of it has changed.
+        UsageError: The bundle has no such engine.
+        RuntimeUnavailable: The runtime is not installed.
+    """
+    from resedge.runtimes.table import runtime
+
+    bundle = bundles.read(path)
+    chosen = select([engine], []).engines
+    if len(chosen) != 1:
+        raise UsageError(f"{engine!r} names no precision.", cure="Write NAME:PRECISION.")
+    found = bundle.engine(*chosen[0])
+    if found is None:
+        known = ", ".join(f"{e.runtime}:{e.precision}" for e in bundle.manifest.engines)
+        raise UsageError(f"has no {engine} engine.", where=str(path), cure=f"It has: {known or 'none'}.")
+    options = RunOptions(threads or available_threads())
+    stack = ExitStack()
+    run = stack.enter_context(runtime(found.runtime).open(found, options))
+    return Session(bundle, run, stack)
+
+
+def _softmax(logits: Float32Array) -> Float32Array:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Float32Array = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities

@@ -1,0 +1,411 @@
+"""The stages that make a bundle's content, each from frozen values to a frozen value, through the cache.
+
+Libraries are imported inside what a stage makes: a stage that is found in the cache costs none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from resedge import files
+from resedge.artifacts import (
+    Artifact,
+    JsonValue,
+    Ranges,
+    canonical_json,
+    encode,
+    sha256_bytes,
+    sha256_file,
+)
+from resedge.gate import check_safetensors
+from resedge.pipeline.running import eager_runtime, evaluate, tracked
+from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
+from resedge.protocols import BuildOptions, Float32Array, RunOptions
+from resedge.store import Key
+
+PROOF_IMAGES = 16  # every fold is proved on the activations of these
+BATCHNORM_BATCH = 128  # order and batch are part of what re-estimation computes
+GOLDEN_IMAGES = 64
+_WRITING_LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors", "numpy")
+
+
+# --- the reference -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Evaluation mode against batch statistics, on the calibration images. Fractions."""
+
+    agreement: float
+    top1_eval: float | None
+    top1_batch: float | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The eager model that every verdict is against.
+
+    `shared` has the call sites of each BatchNorm that is called more than once in a forward pass;
+    `trained` compares the modes of the model as it was trained, `repaired` of the one with statistics
+    of their own for each call site (`--batchnorm split`). None: there is nothing to compare.
+    """
+
+    source: Artifact
+    weights: Artifact
+    shared: Mapping[str, int]
+    trained: Modes | None
+    repaired: Modes | None
+
+
+def reference(
+    site: Site, data: Data, *, model: str, weights: Path, batchnorm: Literal["keep", "split"]
+) -> Done[Reference]:
+    """Load the weights, look for shared BatchNorms, repair them if asked, and write reference/.
+
+    Raises:
+        InputRefused: The weights are not a safetensors file, or do not fit the model.
+    """
+    check_safetensors(weights)
+    key = Key(
+        "reference",
+        inputs={"weights": sha256_file(weights), "calibration": data.calibration.sha256},
+        options={
+            "model": model,
+            "batchnorm": batchnorm,
+            "preprocessing": encode(data.preprocessing),
+        },
+        versions=versions(*_WRITING_LIBRARIES),
+        machine=site.machine,
+    )
+
+    def make(folder: Path) -> Reference:
+        from resedge.export import batchnorm as norms
+        from resedge.export import sources
+
+        module = sources.instantiate(model).eval()
+        sources.load_weights(module, sources.read_weights(weights), str(weights))
+        batches = list(data.calibration.batches(BATCHNORM_BATCH, data.preprocessing))
+        image = batches[0][:1]
+        shared = norms.shared(norms.call_counts(module, image))
+        splitting = bool(shared) and batchnorm == "split"
+        trained = repaired = None
+        if shared:
+            trained = _modes(site, data, module, batches, "as trained")
+        if splitting:
+            module = norms.split(module, shared)
+            norms.reestimate(module, tracked(batches, site.reporter, "BatchNorm, re-estimating"))
+            repaired = _modes(site, data, module, batches, "split")
+        (folder / "reference").mkdir()
+        source = sources.Source(
+            model,
+            "split" if splitting else "keep",
+            tuple(sorted(shared.items())) if splitting else (),
+            image.shape[1:],
+            _classes(module, image),
+        )
+        tensors, described = sources.write_reference(module, source, folder / "reference")
+        return Reference(described, tensors, dict(shared), trained, repaired)
+
+    return run_stage(site, key, Reference, make)
+
+
+def _classes(module: Any, image: Float32Array) -> int:  # noqa: ANN401 - a torch module
+    import torch
+
+    with torch.inference_mode():
+        return int(module(torch.from_numpy(image)).shape[1])
+
+
+def _modes(
+    site: Site,
+    data: Data,
+    module: Any,  # noqa: ANN401 - a torch module
+    batches: Sequence[Float32Array],
+    label: str,
+) -> Modes:
+    from resedge.export.batchnorm import compare_modes
+
+    watched = tracked(batches, site.reporter, f"BatchNorm, {label}")
+    found = compare_modes(module, watched, data.calibration.labels)
+    return Modes(found.agreement, found.top1_eval, found.top1_batch)
+
+
+# --- the graphs ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The fp32 graph, and what folding did; the whole of that is in onnx/folding.json."""
+
+    fp32: Artifact
+    folding: Artifact
+    folded: int
+    refused: tuple[str, ...]
+    largest_residual: float
+
+
+def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
+    """Trace the reference, fold conv + BatchNorm and prove it, write onnx/fp32.onnx."""
+    sample_images = data.calibration.select(range(min(PROOF_IMAGES, len(data.calibration))))
+    key = Key(
+        "graphs",
+        inputs={
+            "source": built.value.source.sha256,
+            "weights": built.value.weights.sha256,
+            "sample": sample_images.sha256,
+        },
+        options={"preprocessing": encode(data.preprocessing)},
+        versions=versions(*_WRITING_LIBRARIES),
+        machine=site.machine,
+    )
+
+    def make(folder: Path) -> Graphs:
+        from resedge.export.fold import fold
+        from resedge.export.onnxfile import write_onnx
+        from resedge.export.sources import load_reference
+        from resedge.export.trace import trace
+
+        module = load_reference(built.value.source.path.parent)
+        sample = sample_images.prepared(data.preprocessing)
+        folded = fold(trace(module, sample.shape[1:]), sample)
+        (folder / "onnx").mkdir()
+        parents = (built.value.source.sha256, built.value.weights.sha256)
+        fp32 = write_onnx(folded.graph, sample.shape[1:], folder / "onnx" / "fp32.onnx", parents=parents)
+        report = folded.report
+        folding = _write_json(folder / "onnx" / "folding.json", report, "folding", (fp32.sha256,))
+        return Graphs(
+            fp32,
+            folding,
+            folded=len(report.folded),
+            refused=tuple(f"{site.batchnorm}: {site.reason}" for site in report.refused),
+            largest_residual=max((site.residual_float64 for site in report.folded), default=0.0),
+        )
+
+    return run_stage(site, key, Graphs, make)
+
+
+def half_graph(site: Site, graph: Artifact, name: str) -> Done[Artifact]:
+    """Write onnx/NAME, the strongly typed FP16 form of a graph (plain, or with Q/DQ).
+
+    Raises:
+        InputRefused: A weight or a scale has no FP16 value; the tensor is named.
+    """
+    key = Key(
+        f"half-{name}",
+        inputs={"graph": graph.sha256},
+        versions=versions("onnx", "onnx-ir", "numpy"),
+    )
+
+    def make(folder: Path) -> Artifact:
+        from resedge.export.half import write_half
+
+        (folder / "onnx").mkdir()
+        return write_half(graph, folder / "onnx" / name)
+
+    return run_stage(site, key, Artifact, make)
+
+
+# --- eager's answers -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EagerAnswers:
+    """Eager's logits on tuning and test images (files of the cache), and the golden images.
+
+    `golden` holds inputs and logits of images on which eager is sure of itself, `trial` what a device's
+    replay of them must reach.
+    """
+
+    tuning_logits: Artifact
+    test_logits: Artifact
+    golden: Artifact
+    trial: Artifact
+
+
+def eager_answers(site: Site, data: Data, built: Done[Reference]) -> Done[EagerAnswers]:
+    """Run eager over the tuning and the test images, and choose the golden ones among the former."""
+    parents = (built.value.source.sha256, built.value.weights.sha256)
+    key = Key(
+        "eager",
+        inputs={
+            "source": parents[0],
+            "weights": parents[1],
+            "tuning": data.tuning.sha256,
+            "test": data.test.sha256,
+        },
+        options={"preprocessing": encode(data.preprocessing), "threads": site.threads},
+        versions=versions("torch", "numpy", "safetensors"),
+        machine=site.machine,
+    )
+
+    def make(folder: Path) -> EagerAnswers:
+        runtime = eager_runtime("contiguous")
+        engine = runtime.build(built.value.source, folder, BuildOptions("fp32"))
+        with runtime.open(engine, RunOptions(site.threads)) as run:
+            on_tuning = evaluate(run, data.tuning, data.preprocessing, site.reporter, "eager, tuning")
+            on_test = evaluate(run, data.test, data.preprocessing, site.reporter, "eager, test")
+        (folder / "logits").mkdir()
+        (folder / "golden").mkdir()
+        golden, trial = _write_golden(folder / "golden", data, on_tuning, parents)
+        return EagerAnswers(
+            _write_logits(folder / "logits" / "tuning.npy", on_tuning, parents),
+            _write_logits(folder / "logits" / "test.npy", on_test, parents),
+            golden,
+            trial,
+        )
+
+    return run_stage(site, key, EagerAnswers, make)
+
+
+def _write_golden(
+    folder: Path, data: Data, logits: Float32Array, parents: tuple[str, ...]
+) -> tuple[Artifact, Artifact]:
+    """Write the golden images: tuning images on which eager's margin is the median one or more.
+
+    An engine that works agrees with eager on all of them at any precision; one that is broken does not.
+    """
+    from safetensors.numpy import save
+
+    best = np.sort(logits, axis=1)
+    margin = best[:, -1] - best[:, -2]
+    order = np.argsort(-margin, kind="stable")
+    sure = np.sort(order[: max(1, (len(order) + 1) // 2)])[:GOLDEN_IMAGES]
+    chosen = data.tuning.select(sure.tolist())
+    tensors = {
+        "input": chosen.prepared(data.preprocessing),
+        "logits": np.ascontiguousarray(logits[sure]),
+    }
+    golden = _write_bytes(folder / "golden.safetensors", save(tensors), "golden", parents)
+    trial: JsonValue = {"format_version": 1, "images": len(chosen), "min_agreement": 1.0}
+    return golden, _write_json(folder / "trial.json", trial, "golden/trial", (golden.sha256,))
+
+
+# --- calibration ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """The digests of the images that calibration and tuning have seen."""
+
+    calibration: tuple[str, ...]
+    tuning: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The winning ranges and both Q/DQ graphs; the runners-up and their scores are in ranges.json.
+
+    `seen` (a `SeenImages`) lists the images that no later test may use. `tensorrt_in_fp32` is the graph
+    of TensorRT's scheme before its surroundings become FP16; it is no file of the bundle.
+    """
+
+    ranges: Artifact
+    seen: Artifact
+    method: str
+    agreement: float
+    images: int
+    int8_cpu: Artifact
+    tensorrt_in_fp32: Artifact
+
+
+def calibrated(
+    site: Site,
+    data: Data,
+    float_graphs: Done[Graphs],
+    answers: Done[EagerAnswers],
+    *,
+    pair_safe: bool,
+) -> Done[Calibrated]:
+    """Run the fp32 graph over the calibration images once, choose a method, write both Q/DQ graphs."""
+    fp32 = float_graphs.value.fp32
+    key = Key(
+        "calibration",
+        inputs={
+            "graph": fp32.sha256,
+            "calibration": data.calibration.sha256,
+            "tuning": data.tuning.sha256,
+            "eager": answers.value.tuning_logits.sha256,
+        },
+        options={
+            "preprocessing": encode(data.preprocessing),
+            "pair_safe": pair_safe,
+            "threads": site.threads,
+        },
+        versions=versions("onnxruntime", "onnx", "onnx-ir", "numpy"),
+        machine=site.machine,
+    )
+
+    def make(folder: Path) -> Calibrated:
+        from resedge.calibration.bakeoff import Score, bakeoff, score_logits
+        from resedge.calibration.histograms import collect
+        from resedge.calibration.placement import place
+        from resedge.calibration.ranges import METHODS
+        from resedge.runtimes.table import runtime
+
+        images = data.calibration
+        site.reporter.start("calibration", len(images))
+        batches = images.batches(64, data.preprocessing)
+        histograms = collect(fp32, batches, site.reporter, site.threads)
+        site.reporter.finish()
+        candidates = {
+            name: method(
+                histograms,
+                graph_sha256=fp32.sha256,
+                dataset_sha256=images.sha256,
+                images=len(images),
+            )
+            for name, method in METHODS.items()
+        }
+        eager = np.load(answers.value.tuning_logits.path)
+        scorer = runtime("onnxruntime")
+
+        def score(ranges: Ranges) -> Score:
+            graph = place(fp32, ranges, "cpu", folder / "candidate.onnx", pair_safe=pair_safe)
+            engine = scorer.build(graph, folder, BuildOptions("int8"))
+            with scorer.open(engine, RunOptions(site.threads)) as run:
+                logits = evaluate(
+                    run, data.tuning, data.preprocessing, site.reporter, f"tuning, {ranges.method}"
+                )
+            (folder / "candidate.onnx").unlink()
+            return score_logits(eager, logits)
+
+        result = bakeoff(candidates, score)
+        ranges = candidates[result.winner]
+        (folder / "onnx").mkdir()
+        (folder / "calibration").mkdir()
+        cpu = place(fp32, ranges, "cpu", folder / "onnx/int8.cpu.onnx", pair_safe=pair_safe)
+        (folder / "between").mkdir()
+        tensorrt = place(fp32, ranges, "tensorrt", folder / "between/int8.tensorrt-fp32.onnx")
+        document = {"format_version": 1, "ranges": encode(ranges), "bakeoff": encode(result)}
+        written = _write_json(
+            folder / "calibration/ranges.json", document, "ranges", (fp32.sha256, images.sha256)
+        )
+        digests = SeenImages(images.digests, data.tuning.digests)
+        seen = _write_json(folder / "calibration/images.json", digests, "images", ())
+        best = next(entry for entry in result.scores if entry.name == result.winner)
+        return Calibrated(written, seen, result.winner, best.score.agreement, len(images), cpu, tensorrt)
+
+    return run_stage(site, key, Calibrated, make)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _write_bytes(path: Path, content: bytes, kind: str, parents: tuple[str, ...]) -> Artifact:
+    files.write_bytes(path, content)
+    return Artifact(path, sha256_bytes(content), kind, parents=parents)
+
+
+def _write_json(path: Path, value: object, kind: str, parents: tuple[str, ...]) -> Artifact:
+    return _write_bytes(path, canonical_json(encode(value)).encode(), kind, parents)
+
+
+def _write_logits(path: Path, logits: Float32Array, parents: tuple[str, ...]) -> Artifact:
+    with files.disk_errors(path):
+        np.save(path, logits, allow_pickle=False)
+    return Artifact(path, sha256_file(path), "logits", parents=parents)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from resedge import data
+from resedge.cli import main
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import Job
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    """One clear line on standard error, the documented exit code, no traceback."""
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    line = result.stderr.strip()
+    assert "Traceback" not in line
+    for word in words:
+        assert word in line, line
+
+
+def weights(tmp_path: Path, **change: np.ndarray | None) -> Path:
+    tensors = load_file(data.NOTEBOOK_WEIGHTS)
+    for name, value in change.items():
+        key = name.replace("__", ".")
+        if value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+    path = tmp_path / "mine.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def test_help_is_quick_to_import_and_needs_no_heavy_library() -> None:
+    script = (
+        "import sys\nfrom resedge.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'numpy', 'rich', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.usefixtures("empty_home")
+class TestBadInput:
+    def test_an_unknown_model(self) -> None:
+        refused(run("export", "resnet9000"), 2, "unknown model 'resnet9000'", "Known: notebook")
+
+    def test_an_unknown_backend_with_the_nearest(self) -> None:
+        refused(run("export", "--backend", "openvio"), 2, "unknown backend 'openvio'", "openvino?")
+
+    def test_an_unknown_precision(self) -> None:
+        refused(run("export", "--precision", "int9"), 2, "unknown precision 'int9'")
+
+    def test_a_precision_that_the_backend_lacks(self) -> None:
+        refused(run("export", "--backend", "onnxruntime:fp16"), 2, "onnxruntime has no fp16 engine")
+
+    def test_a_backend_and_a_precision_that_exclude_each_other(self) -> None:
+        refused(run("export", "--backend", "tensorrt", "--precision", "fp32"), 2, "no engine has")
+
+    def test_data_beside_test_data(self, tmp_path: Path) -> None:
+        result = run("export", "--data", tmp_path, "--test-data", tmp_path)
+        refused(result, 2, "--data is split")
+
+    def test_a_batch_range_out_of_order(self) -> None:
+        refused(run("export", "--batch-range", "8,1,32"), 2, "1 <= MIN <= OPT <= MAX")
+
+    def test_missing_weights(self, tmp_path: Path) -> None:
+        refused(run("export", "--weights", tmp_path / "none.safetensors"), 5, "none.safetensors")
+
+    def test_weights_of_another_format(self, tmp_path: Path) -> None:
+        (tmp_path / "model.pt").write_bytes(b"PK")
+        refused(run("export", "--weights", tmp_path / "model.pt"), 5, "save_file")
+
+    def test_weights_that_do_not_fit_are_named(self, tmp_path: Path) -> None:
+        path = weights(tmp_path, linear__bias=None, lineer__bias=np.zeros(10, np.float32))
+        result = run("export", "--weights", path, "--out", tmp_path / "m.resedge")
+        refused(result, 5, "linear.bias is missing", "lineer.bias is unexpected")
+        assert not (tmp_path / "m.resedge").exists()
+
+    def test_weights_of_another_shape(self, tmp_path: Path) -> None:
+        path = weights(tmp_path, linear__bias=np.zeros(7, np.float32))
+        refused(run("export", "--weights", path), 5, "linear.bias has (7), needs (10)")
+
+    def test_nan_in_the_weights(self, tmp_path: Path) -> None:
+        path = weights(tmp_path, linear__bias=np.full(10, np.nan, np.float32))
+        refused(run("export", "--weights", path), 5, "linear.bias holds NaN or Inf")
+
+    def test_infinite_logits(self, tmp_path: Path, data_folder: Path) -> None:
+        path = weights(tmp_path, linear__weight=np.full((10, 50176), 3e38, np.float32))
+        result = run("export", "--weights", path, "--data", data_folder, "--out", tmp_path / "m.resedge")
+        refused(result, 5, "NaN or infinite")
+        assert not (tmp_path / "m.resedge").exists()
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        refused(run("export", "--data", tmp_path), 5, "holds no images")
+
+    def test_too_few_images(self, tmp_path: Path) -> None:
+        Image.new("RGB", (28, 28)).save(tmp_path / "one.png")
+        refused(run("export", "--data", tmp_path), 5, "too few")
+
+    def test_images_of_another_size(self, tmp_path: Path) -> None:
+        for i in range(9):
+            Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"{i}.png")
+        refused(run("export", "--data", tmp_path), 5, "the model takes (N, 28, 28, 3)")
+
+    def test_more_classes_than_the_model_has(self, tmp_path: Path) -> None:
+        for i in range(11):
+            (tmp_path / "data" / f"class{i}").mkdir(parents=True)
+            Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / "data" / f"class{i}" / "1.png")
+        refused(run("export", "--data", tmp_path / "data"), 5, "has 11 class folders, the model has 10")
+
+    def test_an_output_folder_that_is_something_else(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("years")
+        refused(run("export", "--out", tmp_path), 5, "not a bundle; nothing was written")
+        assert [p.name for p in tmp_path.iterdir() if p.name != "home"] == ["thesis.tex"]
+
+    def test_an_output_folder_that_cannot_be_written(self) -> None:
+        refused(run("export", "--out", "/proc/model.resedge"), 5, "cannot be written")
+
+    def test_a_bench_of_no_bundle(self, tmp_path: Path) -> None:
+        refused(run("bench", tmp_path / "none.resedge"), 5, "does not exist", "resedge export")
+
+    def test_a_bench_of_another_folder(self, tmp_path: Path) -> None:
+        refused(run("bench", tmp_path), 5, "is not a bundle")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, data_folder: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("this sandbox mounts nothing")
+    try:
+        export = ["export", "--data", str(data_folder), "--out", str(tmp_path / "m")]
+        command = [sys.executable, "-m", "resedge", *export]
+        environment = {**os.environ, "RESEDGE_HOME": str(small / "home")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 6, done.stderr
+        assert "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "m").exists()
+        assert not list((small / "home" / "cache" / "work").iterdir())
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.usefixtures("home")
+class TestOnABundle:
+    def test_inspect_names_engines_and_digests(self, job: Job) -> None:
+        result = run("inspect", job.bundle)
+        assert result.exit_code == 0
+        for words in ("eager, batchnorm split", "openvino:int8", "onnx/int8.tensorrt.onnx", "not signed"):
+            assert words in result.stdout
+
+    def test_predict_names_the_class(self, job: Job) -> None:
+        picture = next((job.data / "09-Ankle boot").iterdir())
+        for engine in ("openvino:int8", "onnxruntime:fp32"):
+            result = run("predict", job.bundle, picture, "--engine", engine)
+            assert result.exit_code == 0
+            assert "Ankle boot" in result.stdout
+
+    def test_predict_with_an_engine_that_is_not_there(self, job: Job) -> None:
+        picture = next((job.data / "09-Ankle boot").iterdir())
+        result = run("predict", job.bundle, picture, "--engine", "tensorrt:int8")
+        refused(result, 2, "has no tensorrt:int8 engine", "openvino:int8")
+
+    def test_bench_measures_and_writes_the_document(self, job: Job, tmp_path: Path) -> None:
+        result = run(
+            *("bench", job.bundle, "--test-data", job.data, "--backend", "openvino:int8"),
+            *("--threads", "1", "--max-drop", "0.5", "--json", tmp_path / "v.json", "--quiet"),
+        )
+        assert result.exit_code in (0, 3), result.stderr
+        document = json.loads((tmp_path / "v.json").read_text())
+        assert document["schema"] == 1
+        assert document["reference"] == "eager, batchnorm split"
+        assert document["conditions"]["threads"] == 1
+        (engine,) = document["engines"]
+        assert (engine["runtime"], engine["precision"]) == ("openvino", "int8")
+        assert set(engine["latency"]) >= {
+            *("p50_ms", "p50_ms_eager", "speedup", "speedup_low", "speedup_high"),
+            *("speedup_best_eager", "relation"),
+        }
+        # Half of the folder calibrated and tuned this bundle and may not certify it.
+        assert engine["accuracy"]["images"] == 120
+        assert "120 test images also served calibration" in " ".join(result.stderr.split())
+
+    def test_bench_of_a_named_backend_that_is_not_there(self, job: Job) -> None:
+        result = run("bench", job.bundle, "--test-data", job.data, "--backend", "tensorrt", "--quiet")
+        assert result.exit_code == 4
+        assert "to be built on the device" in result.stdout
+
+    def test_a_changed_file_is_refused_by_every_reader(self, job: Job, tmp_path: Path) -> None:
+        import shutil
+
+        copy = tmp_path / "copy.resedge"
+        shutil.copytree(job.bundle, copy)
+        target = copy / "engines" / "openvino-int8.bin"
+        content = bytearray(target.read_bytes())
+        content[100] ^= 1
+        target.write_bytes(bytes(content))
+        picture = next((job.data / "09-Ankle boot").iterdir())
+        for command in (("inspect", copy), ("bench", copy), ("predict", copy, picture)):
+            refused(run(*command), 5, "openvino-int8.bin")
+
+    def test_the_cache_is_shown(self, job: Job) -> None:
+        result = run("cache", "show")
+        assert result.exit_code == 0
+        assert str(job.home) in result.stdout
+
+
+def test_doctor_names_what_is_here_and_the_cure_for_what_is_not() -> None:
+    result = run("doctor")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert "openvino" in text
+    assert "FP16 weights, computed in FP32" in text
+    assert "resedge[tensorrt]" in text
