@@ -173,11 +173,9 @@ def relation(low: float, high: float, eps: float = EQUIVALENT_WITHIN) -> Relatio
     """
     if high < 1:
         return "faster"
-    if low > 1:
-        return "slower"
     if high < 1 + eps:
         return "equivalent" if low > 1 - eps else "not slower"
-    return "inconclusive"
+    return "slower" if low > 1 else "inconclusive"
 
 
 def further_rounds(latency: Latency, passes_above: float, fails_below: float) -> int | None:

@@ -77,6 +77,19 @@ def baseline(reference: str, verdicts: Sequence[Verdict]) -> str:
     return f"{reference}: {top1}p50 {latency.p50_ms_eager:.2f} ms at batch 1, {accuracy.images:,} test images"
 
 
+def circumstances(conditions: JsonValue) -> str:
+    """Return one line on what was measured under: threads, processor, versions, what computes in what."""
+    if not isinstance(conditions, Mapping):
+        return ""
+    libraries, computed = conditions.get("libraries"), conditions.get("computed")
+    parts = [f"{conditions.get('threads')} threads, {conditions.get('cpu')}"]
+    if isinstance(libraries, Mapping):
+        parts.append(", ".join(f"{name} {version}" for name, version in libraries.items()))
+    if isinstance(computed, Mapping):
+        parts += [f"{engine}: {words}" for engine, words in computed.items()]
+    return "; ".join(parts)
+
+
 def document(
     model: str, reference: str, conditions: Mapping[str, JsonValue], verdicts: Sequence[Verdict]
 ) -> dict[str, JsonValue]:

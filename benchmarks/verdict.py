@@ -85,18 +85,21 @@ def unavailable(runtime: str, precision: str, reason: str) -> Verdict:
     return Verdict(runtime, precision, "unavailable", reasons=(reason,))
 
 
-def exit_code(verdicts: Sequence[Verdict], named: AbstractSet[str]) -> int:
+def exit_code(verdicts: Sequence[Verdict], owed: AbstractSet[str]) -> int:
     """Return the exit code of a run that ended with these verdicts.
 
     Args:
         verdicts: Of all engines.
-        named: The runtimes that the user named on the command line.
+        owed: The runtimes that must have an engine: those that the user named, and those that are
+            installed.
 
     Returns:
-        4 if a named runtime was not there, else 1 if a verdict failed, else 3 if one is inconclusive,
-        else 0.
+        4 if one that is owed was not there, or none was; else 1 if a verdict failed, else 3 if one is
+        inconclusive, else 0.
     """
-    if any(v.outcome == "unavailable" and v.runtime in named for v in verdicts):
+    missing = [verdict for verdict in verdicts if verdict.outcome == "unavailable"]
+    nothing_there = bool(verdicts) and len(missing) == len(verdicts)
+    if nothing_there or any(verdict.runtime in owed for verdict in missing):
         return RuntimeUnavailable.exit_code
     outcomes = {verdict.outcome for verdict in verdicts}
     return 1 if "fail" in outcomes else 3 if "inconclusive" in outcomes else 0

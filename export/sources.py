@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from resedge.artifacts import Artifact, TensorSpec, canonical_json, encode, load, sha256_bytes
 from resedge.errors import InputRefused, UsageError
 from resedge.files import write_bytes
-from resedge.gate import check_safetensors
+from resedge.gate import read_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Source:
 
     `input_shape` is one sample's, such as (3, 28, 28). `split_calls` pairs the path of each BatchNorm
     that was split with its number of call sites; it is empty where `batchnorm` is "keep".
+    `checkpoint_sha256` is the digest, in 64 hex digits, of the file that the user gave, before any repair;
+    the weights beside this description have another.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Source:
     split_calls: tuple[tuple[str, int], ...]
     input_shape: tuple[int, ...]
     classes: int
+    checkpoint_sha256: str
 
 
 def instantiate(name: str) -> nn.Module:
@@ -63,15 +66,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputRefused: Missing, unreadable, or not a sound safetensors file.
     """
-    check_safetensors(path)
+    return parse_weights(read_safetensors(path), str(path))
+
+
+def parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
+    """Return every tensor of a safetensors file's bytes, as `resedge.gate.read_safetensors` returns them.
+
+    Args:
+        data: The whole file, its header checked.
+        where: Named in the error, such as the file's path.
+
+    Raises:
+        InputRefused: Not a sound safetensors file.
+    """
     import safetensors.torch
 
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except OSError as error:
-        raise InputRefused(f"cannot be read ({error.strerror}).", where=str(path)) from error
+        return safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError) as error:
-        raise InputRefused(f"is not a sound safetensors file ({error}).", where=str(path)) from error
+        raise InputRefused(f"is not a sound safetensors file ({error}).", where=where) from error
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

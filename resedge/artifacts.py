@@ -263,7 +263,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> object:
-    """Parse JSON, refusing what is not JSON, NaN, and a key given twice.
+    """Parse JSON, refusing what is not JSON, NaN, a key given twice, and an integer too long for Python.
 
     Raises:
         InputRefused: As above; `where` is named.
@@ -281,7 +281,7 @@ def parse_json(text: str, where: str) -> object:
 
     try:
         parsed: object = json.loads(text, object_pairs_hook=object_of, parse_constant=refuse_constant)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError: an integer of thousands of digits too
         raise InputRefused(f"is not JSON ({error}).", where=where) from error
     return parsed
 

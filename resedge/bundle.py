@@ -2,19 +2,21 @@
 
     manifest.json   reference/   onnx/   engines/   calibration/   golden/   verdicts/
 
-A bundle is published whole: it is staged beside its place and renamed into it. A bundle that is read is
-checked against its manifest; what the manifest does not name, lacks or names by another digest is refused.
+A bundle is published whole: it is staged beside its place and renamed into it, or swapped with the one that
+stands there. A bundle that is read is checked against its manifest; what the manifest does not name, lacks
+or names by another digest is refused.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import NoReturn
 
 from resedge import files
 from resedge.artifacts import (
@@ -29,13 +31,16 @@ from resedge.artifacts import (
     load,
     parse_json,
     read_text,
-    sha256_bytes,
     sha256_file,
 )
 from resedge.errors import InputRefused, StaleArtifact
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+
+_ANOTHER_PLACE = "Name another folder with --out."
+_LOCK_SECONDS = 60.0
+_NAMED_IN_ERRORS = 5
 
 
 @dataclass(frozen=True)
@@ -126,15 +131,24 @@ def resolve(engine: Engine, root: Path) -> Engine:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder has a manifest."""
-    return (path / MANIFEST).is_file()
+    """Whether a folder has a manifest.
+
+    Raises:
+        InputRefused: It may not be looked into.
+    """
+    with _reading(path):
+        try:
+            return stat.S_ISREG((path / MANIFEST).stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
 
 def read(path: Path) -> Bundle:
     """Read a bundle's manifest.
 
     Raises:
-        InputRefused: No such folder, no bundle, or a manifest of another format version or form.
+        InputRefused: No such folder, none that may be read, no bundle, or a manifest of another format
+            version or form.
     """
     where = path / MANIFEST
     if not is_bundle(path):
@@ -156,16 +170,20 @@ def check(bundle: Bundle) -> None:
 
     Raises:
         StaleArtifact: A file is missing, changed, or not in the manifest; it is named.
+        InputRefused: A file or a folder may not be read.
     """
     named = {artifact.path.as_posix(): artifact.sha256 for artifact in bundle.manifest.files}
-    present = set(_files_below(bundle.path)) - {MANIFEST, SIGNATURE}
     cure = "Run `resedge export` again to write the bundle anew."
-    for extra in sorted(present - set(named)):
-        raise StaleArtifact("is not in the manifest.", where=str(bundle.path / extra), cure=cure)
-    for missing in sorted(set(named) - present):
+    for extra in _unnamed(bundle):
+        raise StaleArtifact(
+            "is not in the manifest.", where=str(bundle.path / extra), cure="Move it elsewhere."
+        )
+    for missing in sorted(set(named) - set(_files_below(bundle.path))):
         raise StaleArtifact("is missing.", where=str(bundle.path / missing), cure=cure)
     for name, digest in named.items():
-        if sha256_file(bundle.path / name) != digest:
+        with _reading(bundle.path / name):
+            found = sha256_file(bundle.path / name)
+        if found != digest:
             raise StaleArtifact(
                 "is not the file that the manifest names.", where=str(bundle.path / name), cure=cure
             )
@@ -183,44 +201,40 @@ class Published:
 def check_place(out: Path) -> None:
     """Check, before any work is done, that a bundle can be written to `out`.
 
+    What a killed `publish` left of an old bundle is put back in its place.
+
     Raises:
-        InputRefused: It is a file, a folder with something else in it, or not writable.
+        InputRefused: It is a file, a symbolic link or a mount point, holds something other than the files
+            of a bundle, may not be read or written, or another process is writing there.
+        MachineFailure: The disk is full or failing.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputRefused("is not a folder.", where=str(out), cure="Name another folder with --out.")
-    if out.exists() and any(out.iterdir()) and not is_bundle(out):
-        raise InputRefused(
-            "holds something that is not a bundle; nothing was written.",
-            where=str(out),
-            cure="Name another folder with --out.",
-        )
-    parent = out.absolute().parent
-    if not parent.is_dir():
-        raise InputRefused("does not exist.", where=str(parent), cure="Make the folder first.")
-    probe = parent / f".{out.name}.probe{files.ASIDE_SUFFIX}"
-    with files.disk_errors(parent):
-        probe.touch()
-        probe.unlink()
+    out = _place(out)
+    with _alone(out):
+        _standing(out)
 
 
-def publish(manifest: Manifest, sources: Mapping[str, Path], out: Path, *, locks: Path) -> Published:
+def publish(manifest: Manifest, sources: Mapping[str, Path], out: Path) -> Published:
     """Write a bundle to `out`, or find that it is there already.
+
+    The parent of `out` is locked meanwhile, which keeps the writers of one place apart whatever name they
+    reach it by; the lock leaves no file and ends with the process.
 
     Args:
         manifest: Counter and signing are set here: the counter is one more than the old bundle's.
         sources: Where to copy each of the manifest's files from, by its path in the bundle.
         out: The bundle's folder; its parent must exist.
-        locks: A folder for the lock that keeps two writers of one bundle apart.
+
+    Returns:
+        What was done; its bundle's path has symbolic links resolved.
 
     Raises:
-        InputRefused: `out` is something else, or not writable, or another process is writing it.
-        MachineFailure: The disk is full.
+        InputRefused: As `check_place`, which is checked again.
+        StaleArtifact: A source is not the file that the manifest names.
+        MachineFailure: The disk is full or failing.
     """
-    out = out.absolute()
-    with _writing(out, locks):
-        files.recover_folder(out)
-        check_place(out)
-        old = read(out) if is_bundle(out) else None
+    out = _place(out)
+    with _alone(out):
+        old = _standing(out)
         if old is not None and _same_content(old, manifest):
             return Published(old, changed=False, dropped_signature=False)
         counter = old.manifest.counter + 1 if old is not None else 1
@@ -236,6 +250,82 @@ def publish(manifest: Manifest, sources: Mapping[str, Path], out: Path, *, locks
                 shutil.rmtree(staged, ignore_errors=True)
                 raise
     return Published(Bundle(out, manifest), changed=True, dropped_signature=signed)
+
+
+def _place(out: Path) -> Path:
+    """Return the one name of a place, however it is reached; what a folder cannot replace is refused.
+
+    Raises:
+        InputRefused: As `check_place`.
+    """
+    with _reading(out):
+        if out.is_symlink():
+            raise InputRefused("is a symbolic link.", where=str(out), cure=_ANOTHER_PLACE)
+        place = Path(os.path.realpath(out))
+        if place.exists() and not place.is_dir():
+            raise InputRefused("is not a folder.", where=str(out), cure=_ANOTHER_PLACE)
+        if place.is_mount():
+            raise InputRefused("is a mount point.", where=str(out), cure="Name a folder in it with --out.")
+        if not place.parent.is_dir():
+            raise InputRefused("does not exist.", where=str(place.parent), cure="Make the folder first.")
+    return place
+
+
+def _standing(out: Path) -> Bundle | None:
+    """Return the bundle that stands at `out` and may be replaced, or None where nothing stands.
+
+    The caller holds the place's lock.
+
+    Raises:
+        MachineFailure, InputRefused: As `check_place`.
+    """
+    files.recover_folder(out)
+    _probe_writing(out.parent, out.name)
+    with _reading(out):
+        if not out.exists() or not any(out.iterdir()):
+            return None
+    if not is_bundle(out):
+        raise InputRefused(
+            "holds something that is not a bundle; nothing was written.", where=str(out), cure=_ANOTHER_PLACE
+        )
+    old = _read_to_replace(out)
+    _demand_own_files(old)
+    return old
+
+
+def _probe_writing(folder: Path, name: str) -> None:
+    probe = folder / f".{name}.{os.getpid()}.probe{files.ASIDE_SUFFIX}"
+    with files.disk_errors(folder):
+        probe.touch()
+        probe.unlink(missing_ok=True)
+
+
+def _read_to_replace(out: Path) -> Bundle:
+    try:
+        return read(out)
+    except InputRefused as error:
+        raise InputRefused(
+            error.what, where=error.where, cure="Remove the folder or name another with --out."
+        ) from error
+
+
+def _demand_own_files(old: Bundle) -> None:
+    """Refuse to replace, and so to delete, files that resedge did not write or that are write-protected."""
+    if unnamed := _unnamed(old):
+        more = len(unnamed) - _NAMED_IN_ERRORS
+        names = ", ".join(unnamed[:_NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
+        raise InputRefused(
+            f"holds files that are not in its manifest: {names}; nothing was written.",
+            where=str(old.path),
+            cure="Move them elsewhere, or name another folder with --out.",
+        )
+    for root, _, _ in os.walk(old.path):
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise InputRefused(
+                "is write-protected, so the bundle cannot be replaced.",
+                where=root,
+                cure="Let it be written to, or name another folder with --out.",
+            )
 
 
 def _stage(manifest: Manifest, sources: Mapping[str, Path], staged: Path) -> None:
@@ -260,21 +350,58 @@ def _same_content(old: Bundle, manifest: Manifest) -> bool:
     return True
 
 
-def _writing(out: Path, locks: Path) -> AbstractContextManager[object]:
-    lock = FileLock(locks / f"bundle-{sha256_bytes(str(out).encode())[:24]}.lock")
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the lock on the folder that `out` is in.
+
+    Raises:
+        InputRefused: The folder may not be read, or another process holds the lock for too long.
+    """
+    with ExitStack() as stack:
+        with _reading(out.parent):
+            try:
+                stack.enter_context(files.locked_folder(out.parent, _LOCK_SECONDS))
+            except TimeoutError as error:
+                raise InputRefused(
+                    "is being written by another resedge.",
+                    where=str(out),
+                    cure="Wait until it has finished.",
+                ) from error
+        yield
+
+
+@contextmanager
+def _reading(where: Path) -> Iterator[None]:
+    """Translate an OSError of a block that only looks.
+
+    Raises:
+        InputRefused: The block raised one.
+    """
     try:
-        return lock.acquire(timeout=60)
-    except Timeout as error:
+        yield
+    except OSError as error:
         raise InputRefused(
-            "is being written by another resedge.",
-            where=str(out),
-            cure="Wait until it has finished.",
+            f"cannot be read ({error.strerror}).",
+            where=str(error.filename or where),
+            cure="See that you may read it, or name another place.",
         ) from error
 
 
+def _unnamed(bundle: Bundle) -> list[str]:
+    """Return the files of the folder that its manifest does not name, in order."""
+    named = {artifact.path.as_posix() for artifact in bundle.manifest.files}
+    return sorted(set(_files_below(bundle.path)) - named - {MANIFEST, SIGNATURE})
+
+
 def _files_below(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() or path.is_symlink()
-    )
+    """Return what is no folder below `folder`; a symbolic link to one is none."""
+    found = []
+    with _reading(folder):
+        for root, folders, names in os.walk(folder, onerror=_raise):
+            links = [name for name in folders if Path(root, name).is_symlink()]
+            found += [Path(root, name).relative_to(folder).as_posix() for name in (*names, *links)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
+DEFECT = 70
 _PATH = click.Path(path_type=Path)
 
 
@@ -36,9 +37,33 @@ class _Group(click.Group):
             code = INTERRUPTED
         except ResedgeError as error:
             code = _fail(error)
+        except OSError as error:
+            code = _fail(_as_refusal(error))
         except MemoryError:
             code = _fail(MachineFailure("out of memory.", cure="Close other programs and try again."))
+        except Exception as error:  # noqa: BLE001 - the last resort: a defect is told apart from a verdict
+            code = _report_defect(error)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _as_refusal(error: OSError) -> ResedgeError:
+    """Translate what the system refused, outside of the places that know more about it."""
+    from resedge import files
+
+    try:
+        with files.disk_errors(Path(error.filename or "."), what="cannot be read or written"):
+            raise error
+    except ResedgeError as translated:
+        return translated
+
+
+def _report_defect(error: Exception) -> int:
+    """Say that resedge itself is at fault; exit code 70, which no verdict has."""
+    import traceback
+
+    traceback.print_exception(error)
+    click.echo(f"resedge {__version__} is at fault here, not your input: please report the above.", err=True)
+    return DEFECT
 
 
 def _fail(error: ResedgeError) -> int:
@@ -202,10 +227,11 @@ def export(
         batch_range=_parse_batch_range(batch_range),
         out=out,
     )
+    _check_json_file(json_file)
     with _reporter(quiet) as reporter:
         result = run(options, reporter)
-    _print_result(result, json_file)
     _print_published(result)
+    _print_result(result, json_file)
     return result.exit_code
 
 
@@ -235,6 +261,7 @@ def bench(
 
     selection = select(backends, _listed(precision))
     how = _measuring_of(measuring)
+    _check_json_file(json_file)
     with _reporter(quiet) as reporter:
         if bundle is None:
             bundle = Path("notebook.resedge")
@@ -259,9 +286,10 @@ def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
     from resedge.images import decode_file
 
     with resedge.open(bundle, engine) as session:
-        labels = session.bundle.manifest.labels
+        labels, takes = session.bundle.manifest.labels, session.bundle.manifest.preprocessing
+        size = (takes.height, takes.width)
         for path in images:
-            probabilities = session.predict(decode_file(path)[np.newaxis]).probabilities[0]
+            probabilities = session.predict(decode_file(path, size)[np.newaxis]).probabilities[0]
             best = np.argsort(-probabilities, kind="stable")[:top]
             classes = ", ".join(f"{labels[i]} {probabilities[i]:.1%}" for i in best)
             print_line(f"{path}: {classes}")
@@ -342,12 +370,18 @@ def _reporter(quiet: bool) -> Any:  # noqa: ANN401 - ConsoleReporter, imported w
     return ConsoleReporter(quiet=quiet)
 
 
+def _check_json_file(path: Path | None) -> None:
+    """Refuse a place for the document before the work is done, not after."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder.", where="--json", cure="Make it first.")
+
+
 def _print_result(result: Any, json_file: Path | None) -> None:  # noqa: ANN401 - Exported or Benched
     from resedge import files
     from resedge.artifacts import canonical_json
     from resedge.console import print_verdicts
 
-    print_verdicts(result.verdicts, result.sizes, result.document["reference"])
+    print_verdicts(result.verdicts, result.sizes, result.document)
     if json_file is not None:
         files.write_bytes(json_file, canonical_json(result.document).encode())
 
@@ -357,8 +391,10 @@ def _print_published(result: Any) -> None:  # noqa: ANN401 - Exported
 
     published = result.published
     path = published.bundle.path
-    if not published.changed:
+    if not published.changed and result.all_reused:
         print_line(f"{path} is up to date: nothing had changed, nothing was done again.")
+    elif not published.changed:
+        print_line(f"{path} is up to date: what was done again came out the same.")
     elif published.dropped_signature:
         counter = published.bundle.manifest.counter
         print_line(f"{path} written, counter {counter}; its old signature was dropped, sign it again.")

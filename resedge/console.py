@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from resedge.artifacts import Verdict
+    from resedge.artifacts import JsonValue, Verdict
     from resedge.errors import ResedgeError
     from resedge.pipeline.inspecting import Diagnosis
 
@@ -101,13 +101,16 @@ class ConsoleReporter:
         self._console.print(line)
 
 
-def print_verdicts(verdicts: Sequence[Verdict], sizes: Mapping[tuple[str, str], int], reference: str) -> None:
-    """Print eager's line and the table of verdicts, with the reasons below, to standard output."""
-    from resedge.benchmarks.report import baseline, table
+def print_verdicts(
+    verdicts: Sequence[Verdict], sizes: Mapping[tuple[str, str], int], document: Mapping[str, JsonValue]
+) -> None:
+    """Print what was compared, and the table of verdicts with their reasons, to standard output."""
+    from resedge.benchmarks.report import baseline, circumstances, table
 
     console = Console(highlight=False)
     console.print()
-    console.print(escape(baseline(reference, verdicts)))
+    for line in (baseline(str(document["reference"]), verdicts), circumstances(document["conditions"])):
+        console.print(escape(line))
     console.print(table(verdicts, sizes))
 
 
@@ -134,7 +137,12 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print what `resedge doctor` found."""
     here = diagnosis.machine
-    pairs = [("machine", f"{here.processor} ({', '.join(here.features) or 'no known features'})")]
+    features = ", ".join(here.features) or "no known features"
+    pairs = [
+        ("machine", f"{here.processor} ({features}), {here.cores} cores to use"),
+        ("python", diagnosis.python),
+        ("libraries", ", ".join(diagnosis.libraries)),
+    ]
     for found in diagnosis.runtimes:
         if isinstance(found, Exception):
             pairs.append(("missing", str(found)))

@@ -4,6 +4,7 @@
       UsageError            exit 2   wrong usage, unknown names among it
       InputRefused          exit 5   a file, a folder or a value was refused
         GraphRefused                 an ONNX graph breaks a stated rule
+        NotFinite                    a model or an engine gives NaN or infinite logits
         StaleArtifact                a file no longer matches the digest that it is known by
       MachineFailure        exit 6   the machine failed us: disk, memory, a crashed child
       RuntimeUnavailable    exit 4   a backend or a device is not there
@@ -57,6 +58,10 @@ class GraphRefused(InputRefused):
 
 class StaleArtifact(InputRefused):
     """A file's bytes no longer match the digest that it is known by."""
+
+
+class NotFinite(InputRefused):
+    """A model or an engine gives NaN or infinite logits."""
 
 
 class MachineFailure(ResedgeError):

@@ -7,6 +7,8 @@ that every ResNet meets with room to spare (a ResNet-152 has about 1,000 tensors
 
 from __future__ import annotations
 
+import io
+import os
 import struct
 from pathlib import Path
 
@@ -18,21 +20,59 @@ MAX_TENSORS = 4096
 MAX_RANK = 8
 
 
-def check_safetensors(path: Path) -> None:
-    """Check the header of a safetensors file; the data behind it is left to the safetensors library.
+def read_safetensors(path: Path) -> bytes:
+    """Read a safetensors file whose header is within the limits, in one opening.
+
+    Returns:
+        The whole file: the very bytes that were checked, whatever becomes of the file afterwards. The
+        data behind the header is left to the safetensors library.
 
     Raises:
-        InputRefused: Missing, unreadable, truncated, not safetensors, or a header beyond the limits.
+        InputRefused: A folder, missing, unreadable, truncated, not safetensors, or a header beyond the
+            limits.
     """
     where = str(path)
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be searched
+        raise InputRefused("is a folder, not a .safetensors file.", where=where)
     if path.suffix != ".safetensors":
         raise InputRefused(
             "weights are read from .safetensors files only.",
             where=where,
             cure="Save them with safetensors.torch.save_file(model.state_dict(), 'model.safetensors').",
         )
-    header, data_bytes = _read_header(path, where)
-    tensors = parse_json(header, where)
+    try:
+        with path.open("rb") as stream:
+            length = _header_length(stream, where)
+            data = stream.read()
+    except OSError as error:
+        raise InputRefused(f"cannot be read ({error.strerror}).", where=where) from error
+    _check_header(data[8 : 8 + length], len(data) - 8 - length, where)
+    return data
+
+
+def _header_length(stream: io.BufferedReader, where: str) -> int:
+    """Return the header's length in bytes, within the limits; the stream is left at the file's start."""
+    size = os.fstat(stream.fileno()).st_size
+    prefix = stream.read(8)
+    if len(prefix) < 8:
+        raise InputRefused(f"is no safetensors file: only {size} bytes.", where=where)
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES or length > size - 8:
+        raise InputRefused(
+            f"is no safetensors file, or is truncated: its header claims {length} bytes, "
+            f"the file has {size}.",
+            where=where,
+        )
+    stream.seek(0)
+    return int(length)
+
+
+def _check_header(header: bytes, data_bytes: int, where: str) -> None:
+    """Check the header's JSON, and that its tensors lie within the `data_bytes` bytes behind it."""
+    try:
+        tensors = parse_json(header.decode("utf-8"), where)
+    except UnicodeDecodeError as error:
+        raise InputRefused("is no safetensors file: its header is not UTF-8.", where=where) from error
     if not isinstance(tensors, dict):
         raise InputRefused("its header is not a JSON object.", where=where)
     names = [name for name in tensors if name != "__metadata__"]
@@ -42,28 +82,6 @@ def check_safetensors(path: Path) -> None:
         raise InputRefused(f"has {len(names)} tensors, more than {MAX_TENSORS}.", where=where)
     for name in names:
         _check_entry(name, tensors[name], data_bytes, where)
-
-
-def _read_header(path: Path, where: str) -> tuple[str, int]:
-    """Return the header's text and the number of bytes behind it."""
-    try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            prefix = stream.read(8)
-            if len(prefix) < 8:
-                raise InputRefused(f"is no safetensors file: only {size} bytes.", where=where)
-            (length,) = struct.unpack("<Q", prefix)
-            if length > MAX_HEADER_BYTES or length > size - 8:
-                raise InputRefused(
-                    f"is no safetensors file, or is truncated: its header claims {length} bytes, "
-                    f"the file has {size}.",
-                    where=where,
-                )
-            return stream.read(length).decode("utf-8"), size - 8 - length
-    except OSError as error:
-        raise InputRefused(f"cannot be read ({error.strerror}).", where=where) from error
-    except UnicodeDecodeError as error:
-        raise InputRefused("is no safetensors file: its header is not UTF-8.", where=where) from error
 
 
 def _check_entry(name: str, entry: object, data_bytes: int, where: str) -> None:

@@ -1,7 +1,8 @@
 """Images with their digests and labels: the built-in set, folders, the split, and preprocessing.
 
 One implementation of preprocessing serves calibration, evaluation and prediction. Images are decoded when
-they are asked for, a batch at a time; what is known of every image beforehand is its digest.
+they are asked for, a batch at a time; what is known of every image beforehand is the digest of its content,
+so an image is the same wherever it lies and however it was saved without loss.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import lzma
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from resedge import data
-from resedge.artifacts import Preprocessing, sha256_file, sha256_json
-from resedge.errors import InputRefused, RuntimeUnavailable
+from resedge.artifacts import Preprocessing, sha256_json
+from resedge.errors import InputRefused, RuntimeUnavailable, StaleArtifact
 from resedge.protocols import Float32Array, Int64Array
 
 Frames = npt.NDArray[np.uint8]  # (N, H, W, 3), RGB
@@ -27,14 +29,16 @@ Frames = npt.NDArray[np.uint8]  # (N, H, W, 3), RGB
 NOTEBOOK_PREPROCESSING = Preprocessing(28, 28, mean=(0.2860,) * 3, std=(0.3530,) * 3)
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _DECODED_AT_ONCE = 256
+_NAMED_AT_MOST = 3
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images in a fixed order.
 
-    `digests` has the SHA-256 of each image's content; `labels` is (N,) int64 class indices or None;
-    `decode` maps indices to frames, (n, H, W, 3) uint8 RGB.
+    `digests` has the `content_digest` of each image; `labels` is (N,) int64 class indices or None;
+    `decode` maps indices to frames, (n, H, W, 3) uint8 RGB. `origin` names the set in reports, `place` in
+    errors where it is a folder: as the user wrote it.
     """
 
     origin: str
@@ -42,6 +46,7 @@ class ImageSet:
     labels: Int64Array | None
     decode: Callable[[Sequence[int]], Frames]
     class_names: tuple[str, ...] = ()
+    place: str = ""
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -71,6 +76,11 @@ class ImageSet:
     def prepared(self, preprocessing: Preprocessing) -> Float32Array:
         """Return all images prepared, (N, 3, H, W) float32; for sets that fit in memory."""
         return np.concatenate(list(self.batches(_DECODED_AT_ONCE, preprocessing)))
+
+
+def content_digest(frame: Frames) -> str:
+    """Return the SHA-256 of a decoded image, (H, W, 3) uint8: its shape (big-endian uint32), its bytes."""
+    return hashlib.sha256(struct.pack(">3I", *frame.shape) + frame.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -120,11 +130,15 @@ def _fashion_mnist(part: str) -> ImageSet:
     labels = _read_idx_xz(data.FOLDER / f"fashion-mnist-{part}-labels-idx1-ubyte.xz")
     return ImageSet(
         origin=f"built-in Fashion-MNIST ({part})",
-        digests=tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in grey),
+        digests=tuple(content_digest(_rgb(image)) for image in grey),
         labels=labels.astype(np.int64),
-        decode=lambda indices: np.repeat(grey[list(indices)][..., None], 3, axis=3),
+        decode=lambda indices: _rgb(grey[list(indices)]),
         class_names=data.FASHION_MNIST_CLASSES,
     )
+
+
+def _rgb(grey: Frames) -> Frames:
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def _read_idx_xz(path: Path) -> Frames:
@@ -142,12 +156,62 @@ def _read_idx_xz(path: Path) -> Frames:
 # --- folders -------------------------------------------------------------------------------------
 
 
-def read_folder(folder: Path) -> ImageSet:
+class _OtherSize(InputRefused):
+    """An image has another size, `found`, than the model takes; both are (height, width)."""
+
+    def __init__(self, path: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__(
+            f"is {found[0]}x{found[1]}, the model takes {size[0]}x{size[1]} (height x width).",
+            where=str(path),
+            cure=f"Resize the images to {size[0]}x{size[1]} first.",
+        )
+        self.found = found
+
+
+def read_folder(folder: Path, size: tuple[int, int]) -> ImageSet:
     """Read a tree of images: one subfolder a class (in sorted order), or images alone, unlabelled.
 
+    Every file is decoded once, one at a time, for its digest; `decode` of the set checks it again.
+
+    Args:
+        folder: Where the images are.
+        size: Height and width that every image must have, pixels.
+
     Raises:
-        InputRefused: Missing, not a folder, without images, or classes and loose images mixed.
+        InputRefused: Missing, unreadable, not a folder, without images, classes and loose images mixed, or
+            a file that is no image of that size.
+        RuntimeUnavailable: Pillow is not installed.
     """
+    with _readable(folder):
+        loose, classes = _listed(folder)
+        origin = folder.resolve().name or str(folder)
+    paths = loose or [path for files in classes.values() for path in files]
+    labels = None
+    if not loose:
+        counts = [len(files) for files in classes.values()]
+        labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    digests = _digests(paths, size)
+    return ImageSet(
+        origin=origin,
+        digests=digests,
+        labels=labels,
+        decode=lambda indices: np.stack([_decode_unchanged(paths[i], digests[i]) for i in indices]),
+        class_names=() if loose else tuple(classes),
+        place=str(folder),
+    )
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or folder)
+        raise InputRefused(f"cannot be read ({error.strerror or error}).", where=where) from error
+
+
+def _listed(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Return the loose images of a folder, or those of its class folders by name; never both."""
     where = str(folder)
     if not folder.is_dir():
         reason = "is not a folder." if folder.exists() else "does not exist."
@@ -155,57 +219,87 @@ def read_folder(folder: Path) -> ImageSet:
     loose = _image_files(folder)
     classes = {path.name: _image_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     if loose and any(classes.values()):
-        raise InputRefused(
-            "has images beside class folders.",
-            where=where,
-            cure="Put every image into a class folder.",
-        )
-    paths = loose or [path for files in classes.values() for path in files]
-    if not paths:
+        cure = "Put every image into a class folder."
+        raise InputRefused("has images beside class folders.", where=where, cure=cure)
+    if not loose and not any(classes.values()):
         raise InputRefused(
             f"holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).",
             where=where,
             cure="Name a folder with one subfolder of images a class.",
         )
     empty = [name for name, files in classes.items() if not files]
-    if classes and not loose and empty:
+    if empty and not loose:
         raise InputRefused(f"the class folders {empty} hold no images.", where=where)
-    labels = None
-    if not loose:
-        sizes = [len(files) for files in classes.values()]
-        labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-    return ImageSet(
-        origin=folder.name,
-        digests=tuple(sha256_file(path) for path in paths),
-        labels=labels,
-        decode=lambda indices: np.stack([decode_file(paths[i]) for i in indices]),
-        class_names=() if loose else tuple(classes),
-    )
+    return loose, classes
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    for path in paths:
+        if not path.is_file():
+            reason = "leads nowhere." if not path.exists() else "is named as an image and is not a file."
+            raise InputRefused(reason, where=str(path), cure="Remove or rename it.")
+    return paths
 
 
-def decode_file(path: Path) -> Frames:
+def _digests(paths: Sequence[Path], size: tuple[int, int]) -> tuple[str, ...]:
+    """Decode every file in turn, and refuse those of another size together."""
+    digests: list[str] = []
+    others: list[_OtherSize] = []
+    for path in paths:
+        try:
+            digests.append(content_digest(decode_file(path, size)))
+        except _OtherSize as error:
+            others.append(error)
+    if not others:
+        return tuple(digests)
+    first, rest = others[0], others[1:]
+    what = first.what
+    if rest:
+        named = [f"{error.where} ({error.found[0]}x{error.found[1]})" for error in rest[:_NAMED_AT_MOST]]
+        end = ", ..." if len(rest) > _NAMED_AT_MOST else "."
+        what += f" {len(rest)} more of the {len(paths)} images have another size: {', '.join(named)}{end}"
+    raise InputRefused(what, where=first.where, cure=first.cure)
+
+
+def _decode_unchanged(path: Path, digest: str) -> Frames:
+    frame = decode_file(path)
+    if content_digest(frame) != digest:
+        raise StaleArtifact(
+            "has changed since it was listed.", where=str(path), cure="Leave the images alone and run again."
+        )
+    return frame
+
+
+def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
     """Decode one image file to (H, W, 3) uint8 RGB; grey is repeated, EXIF orientation is applied.
 
     Raises:
-        InputRefused: Unreadable, no image, or a mode other than RGB and 8-bit grey.
+        InputRefused: Unreadable, no image, a mode other than RGB and 8-bit grey, or not of `size`
+            (height, width).
         RuntimeUnavailable: Pillow is not installed.
     """
     image_module, image_ops = _pillow()
     try:
         with image_module.open(path) as opened:
+            # By the header first, so that a large photograph costs no decoding; turning may swap the sides.
+            if size is not None and sorted(opened.size) != sorted(size):
+                raise _OtherSize(path, (opened.height, opened.width), size)
             image = image_ops.exif_transpose(opened)
+            if size is not None and (image.height, image.width) != size:
+                raise _OtherSize(path, (image.height, image.width), size)
             if image.mode not in ("RGB", "L"):
-                raise InputRefused(
-                    f"has mode {image.mode}.",
-                    where=str(path),
-                    cure="Convert it to RGB or 8-bit grey.",
-                )
+                cure = "Convert it to RGB or 8-bit grey."
+                raise InputRefused(f"has mode {image.mode}.", where=str(path), cure=cure)
             return np.asarray(image.convert("RGB"), np.uint8)
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        image_module.DecompressionBombError,
+    ) as error:
         raise InputRefused(f"is no readable image ({error}).", where=str(path)) from error
 
 
@@ -236,7 +330,7 @@ def split(images: ImageSet, seed: int) -> Split:
     if len(images) < 8:
         raise InputRefused(
             f"{len(images)} images are too few to split into calibration, tuning and test.",
-            where=images.origin,
+            where=images.place or images.origin,
             cure="Give more images, or --calibration-data and --test-data apart.",
         )
     share = min(1024, len(images) // 4)
@@ -255,7 +349,9 @@ def halve(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
         InputRefused: Fewer than two images.
     """
     if len(images) < 2:
-        raise InputRefused("one image cannot be split.", where=images.origin, cure="Give more images.")
+        raise InputRefused(
+            "one image cannot be split.", where=images.place or images.origin, cure="Give more images."
+        )
     order = _stratified_order(images, seed)
     half = len(images) // 2
     return images.select(order[:half]), images.select(order[half:])
@@ -282,7 +378,7 @@ def without(images: ImageSet, seen: frozenset[str]) -> ImageSet:
     if not kept:
         raise InputRefused(
             f"all {len(images)} images already serve calibration or tuning.",
-            where=images.origin,
+            where=images.place or images.origin,
             cure="Give images that no earlier stage has seen.",
         )
     return images if len(kept) == len(images) else images.select(kept)

@@ -70,6 +70,7 @@ class Runner(Protocol):
 
         Raises:
             ValueError: The shape or the dtype is not the engine's.
+            BuildFailed: The library failed in the call.
         """
 
 

@@ -13,8 +13,10 @@ files hold; otherwise it is made again.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +78,7 @@ class Store:
     def __init__(self, root: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
-        with files.disk_errors(root):
+        with self._own_writes():
             for name in ("stages", "work", "locks"):
                 (root / name).mkdir(parents=True, exist_ok=True)
 
@@ -88,19 +90,17 @@ class Store:
         Two processes that want the same stage make it once: the second waits, after calling `waiting`.
 
         Raises:
-            MachineFailure, InputRefused: The cache cannot be written.
-            ResedgeError: Whatever `make` raises; nothing of the stage is then kept.
+            MachineFailure: The disk is full or failing.
+            InputRefused: The cache cannot be written.
+            Exception: Whatever else `make` raises; nothing of the stage is then kept.
         """
         final = self.root / "stages" / key.label
-        if _is_whole(final):
-            _touch(final)
+        if _is_whole(final) and _touched(final):
             return Stored(final, reused=True)
-        lock = FileLock(self.root / "locks" / f"{key.label}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
+        lock = self._lock(final)
+        if not self._taken(lock, blocking=False):
             waiting()
-            lock.acquire()
+            self._taken(lock, blocking=True)
         try:
             if _is_whole(final):
                 return Stored(final, reused=True)
@@ -111,25 +111,37 @@ class Store:
 
     def _make(self, key: Key, final: Path, make: Callable[[Path], None]) -> None:
         work = self.root / "work" / key.label
-        with files.disk_errors(work):
+        with self._own_writes():
             shutil.rmtree(work, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
             work.mkdir()
-            try:
+        try:
+            with files.full_disk(work):
                 make(work)
+            with self._own_writes():
                 record = {name: sha256_file(work / name) for name in _names(work)}
                 document = canonical_json({"key": key.document(), "files": record})
                 files.write_bytes(work / _RECORD, document.encode())
                 files.sync_tree(work)
                 work.rename(final)
                 files.sync_folder(final.parent)
-            except BaseException:
-                shutil.rmtree(work, ignore_errors=True)
-                raise
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+    def discard(self, key: Key) -> bool:
+        """Remove one finished stage, so that it is made again; return whether it was there.
+
+        A stage that another process is making is left alone, as it is being made again already.
+
+        Raises:
+            InputRefused: The cache cannot be written.
+        """
+        return self._remove(self.root / "stages" / key.label)
 
     def usage(self) -> tuple[int, int]:
         """Return the number of finished stages and their bytes."""
-        stages = list(self._stages())
+        stages = self._stages()
         return len(stages), sum(_size(stage) for stage in stages)
 
     def shrink(self) -> None:
@@ -144,32 +156,66 @@ class Store:
 
     def clear(self) -> int:
         """Remove every stage that no process is making; return how many were removed."""
-        return sum(self._remove(stage) for stage in list(self._stages()))
+        return sum(self._remove(stage) for stage in self._stages())
 
     def _remove(self, stage: Path) -> bool:
-        lock = FileLock(self.root / "locks" / f"{stage.name}.lock")
-        try:
-            with lock.acquire(blocking=False), files.disk_errors(stage):
-                shutil.rmtree(stage)
-        except Timeout:
+        lock = self._lock(stage)
+        if not self._taken(lock, blocking=False):
             return False
+        try:
+            with self._own_writes():
+                if not stage.exists():
+                    return False
+                shutil.rmtree(stage)
+        finally:
+            lock.release()
         return True
 
-    def _stages(self) -> Iterable[Path]:
-        return (path for path in (self.root / "stages").iterdir() if path.is_dir())
+    def _stages(self) -> list[Path]:
+        with self._own_writes():
+            return [path for path in (self.root / "stages").iterdir() if path.is_dir()]
+
+    def _lock(self, stage: Path) -> FileLock:
+        return FileLock(self.root / "locks" / f"{stage.name}.lock")
+
+    def _taken(self, lock: FileLock, *, blocking: bool) -> bool:
+        """Take a lock; return False where another process holds it and `blocking` is not set."""
+        with self._own_writes():
+            try:
+                lock.acquire(blocking=blocking)
+            except Timeout:
+                return False
+        return True
+
+    def _own_writes(self) -> AbstractContextManager[None]:
+        return files.disk_errors(
+            self.root,
+            "the stage cache cannot be written",
+            "Set RESEDGE_HOME to a folder that you may write to.",
+        )
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a finished stage's files are all there and unchanged."""
-    if not (folder / _RECORD).exists():
-        return False
+    """Whether a finished stage's files are all there and unchanged.
+
+    Without the stage's lock the answer may be no although it was whole: another process may be removing it.
+    """
     try:
         record = load(Record, folder / _RECORD)
-    except InputRefused:
-        return False  # damaged: the stage is made again
-    return set(record.files) == set(_names(folder)) - {_RECORD} and all(
-        sha256_file(folder / name) == digest for name, digest in record.files.items()
-    )
+        return set(record.files) == set(_names(folder)) - {_RECORD} and all(
+            sha256_file(folder / name) == digest for name, digest in record.files.items()
+        )
+    except (InputRefused, OSError):
+        return False  # missing, damaged, or removed meanwhile: the stage is made, under its lock
+
+
+def _touched(folder: Path) -> bool:
+    """Note that a stage is used; return False where it was removed meanwhile, or may not be written."""
+    try:
+        os.utime(folder / _RECORD)  # which never makes the file, as touch would
+    except OSError:
+        return False  # under the lock it is made again, or refused with the reason
+    return True
 
 
 def _names(folder: Path) -> list[str]:
@@ -177,14 +223,17 @@ def _names(folder: Path) -> list[str]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Return a stage's bytes, without those that another process removes meanwhile."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(root, name).lstat().st_size
+    return total
 
 
 def _last_used(folder: Path) -> int:
-    record = folder / _RECORD
-    return record.stat().st_mtime_ns if record.exists() else 0
-
-
-def _touch(folder: Path) -> None:
-    with files.disk_errors(folder):
-        (folder / _RECORD).touch()
+    try:
+        return (folder / _RECORD).stat().st_mtime_ns
+    except FileNotFoundError:  # damaged, or removed meanwhile
+        return 0

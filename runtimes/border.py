@@ -50,6 +50,14 @@ def refusals(runtime: str, where: Path, *foreign: type[Exception]) -> Iterator[N
         raise BuildFailed(f"{runtime} refuses it: {_shortened(error)}", where=str(where)) from error
 
 
+def run_failure(runtime: str, where: Path, error: Exception) -> BuildFailed:
+    """Return what to raise for a library's own error in a call of the runner of the engine `where`.
+
+    For a plain try and except, which costs a call nothing; `refusals` makes an object each time.
+    """
+    return BuildFailed(f"{runtime} could not run it: {_shortened(error)}", where=str(where))
+
+
 def demand_kind(runtime: str, model: Artifact, precision: str, kinds: Mapping[str, str]) -> None:
     """Refuse a precision that the runtime lacks, and a graph that is not the one for the precision.
 

@@ -17,6 +17,7 @@ from resedge.runtimes.border import (
     imported,
     input_spec,
     refusals,
+    run_failure,
     runner,
 )
 
@@ -73,15 +74,20 @@ class OnnxRuntime:
         Raises:
             StaleArtifact: The file is not the one that was built.
             RuntimeUnavailable: ONNX Runtime is not installed.
-            BuildFailed: ONNX Runtime refuses the file.
+            BuildFailed: ONNX Runtime refuses the file, or fails in a call of the runner.
         """
         check_options(options)
         spec = input_spec(engine.artifact, options)
-        session = _session(_library(), engine.artifact, options)
+        library = _library()
+        session = _session(library, engine.artifact, options)
+        errors = _errors_of(library)
         (output,) = [tensor.name for tensor in session.get_outputs()]
 
         def infer(batch: Array) -> Float32Array:
-            logits: Float32Array = session.run([output], {spec.name: batch})[0]
+            try:
+                logits: Float32Array = session.run([output], {spec.name: batch})[0]
+            except errors as error:
+                raise run_failure(self.name, engine.artifact.path, error) from error
             return logits
 
         with runner(spec, infer) as run:

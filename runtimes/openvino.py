@@ -21,6 +21,7 @@ from resedge.runtimes.border import (
     imported,
     input_spec,
     refusals,
+    run_failure,
     runner,
 )
 
@@ -100,25 +101,29 @@ class OpenVino:
         Raises:
             StaleArtifact: A file is not the one that was built.
             RuntimeUnavailable: OpenVINO is not installed.
-            BuildFailed: OpenVINO refuses the files.
+            BuildFailed: OpenVINO refuses the files, or fails in a call of the runner.
         """
         check_options(options)
         spec = input_spec(engine.artifact, options)
         library = _library()
         compiled = _compiled(library, engine, options)
-        request = compiled.create_infer_request()
+        with refusals(self.name, engine.artifact.path, RuntimeError):
+            request = compiled.create_infer_request()
         shared = np.empty(0, spec.dtype)
 
         def infer(batch: Array) -> Float32Array:
             nonlocal shared
             # One request and one input tensor for all calls: a compiled model that is called with an array
             # makes both anew each time, 0.08 ms of a small model's 0.33.
-            if shared.shape != batch.shape:
-                shared = np.empty_like(batch)
-                request.set_input_tensor(library.Tensor(shared, shared_memory=True))
-            np.copyto(shared, batch)
-            request.infer()
-            logits: Float32Array = request.get_output_tensor().data.copy()
+            try:
+                if shared.shape != batch.shape:
+                    shared = np.empty_like(batch)
+                    request.set_input_tensor(library.Tensor(shared, shared_memory=True))
+                np.copyto(shared, batch)
+                request.infer()
+                logits: Float32Array = request.get_output_tensor().data.copy()
+            except RuntimeError as error:
+                raise run_failure(self.name, engine.artifact.path, error) from error
             return logits
 
         with runner(spec, infer) as run:

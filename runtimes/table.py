@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from resedge.errors import RuntimeUnavailable, UsageError
-from resedge.protocols import Probe, Runtime
+from resedge.errors import UsageError
+from resedge.protocols import Runtime
 
 RUNTIMES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -38,15 +38,3 @@ def runtime(name: str) -> Runtime:
     module, _, kind = RUNTIMES[name].partition(":")
     made: Runtime = getattr(importlib.import_module(module), kind)()
     return made
-
-
-def probe_all() -> tuple[Probe | RuntimeUnavailable, ...]:
-    """Return what each runtime of the table is on this machine, or why it is not there, in its order."""
-    return tuple(_probe(name) for name in RUNTIMES)
-
-
-def _probe(name: str) -> Probe | RuntimeUnavailable:
-    try:
-        return runtime(name).probe()
-    except RuntimeUnavailable as unavailable:
-        return unavailable

@@ -49,7 +49,8 @@ class TensorRT:
         raise RuntimeUnavailable(
             f"a TensorRT plan is built on the device that runs it, from onnx/{model.path.name}, and "
             "this version of resedge does not build it yet.",
-            cure=f"Run in the bundle's folder on the device ({lines}).",
+            cure=f"Run in the bundle's folder on the device ({lines}); the plan lands beside the bundle, "
+            "which holds nothing but what its manifest names.",
         )
 
     def open(self, engine: Engine, options: RunOptions) -> AbstractContextManager[Runner]:
@@ -75,8 +76,9 @@ def trtexec_commands(model: Artifact, batch_range: tuple[int, int, int]) -> dict
         batch_range: The smallest, the usual and the largest batch size.
 
     Returns:
-        For "TensorRT 10" and "TensorRT 11" one line for the shell, to be run in the bundle's folder.
-        Neither measures: the versions time different things by default.
+        For "TensorRT 10" and "TensorRT 11" one line for the shell, to be run in the bundle's folder. The
+        plan is saved beside that folder: a file in it that its manifest does not name fails its check.
+        Neither line measures: the versions time different things by default.
 
     Raises:
         UsageError: The batch sizes are not in ascending order from 1 up.
@@ -99,7 +101,7 @@ def trtexec_commands(model: Artifact, batch_range: tuple[int, int, int]) -> dict
         "trtexec",
         f"--onnx=onnx/{model.path.name}",
         *shapes,
-        f"--saveEngine=tensorrt-{precisions[model.kind]}.plan",
+        f"--saveEngine=../tensorrt-{precisions[model.kind]}.plan",
         "--skipInference",
     ]
     return {

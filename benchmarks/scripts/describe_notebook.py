@@ -57,7 +57,8 @@ it shows what `--batchnorm split` is for.
 ## Limits
 
 A demonstration and test model: it knows Fashion-MNIST's ten classes and nothing else. The test images were
-looked at after each epoch, as the table shows, and no epoch was chosen by them: the last one is kept.
+looked at after each epoch, as the table shows, and the second run was added after seeing what the first had
+reached; no epoch was chosen by them, the last one is kept.
 """
 
 

@@ -11,27 +11,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from resedge.pipeline.benching import bench
     from resedge.pipeline.exporting import export
-    from resedge.pipeline.options import BenchOptions, ExportOptions
+    from resedge.pipeline.options import BenchOptions, ExportOptions, Measuring, Selection, select
     from resedge.pipeline.session import Predictions, Session, open_session
 
 __all__ = [
     "BenchOptions",
     "ExportOptions",
+    "Measuring",
     "Predictions",
+    "Selection",
     "Session",
     "bench",
     "export",
     "open_session",
+    "select",
 ]
 
 _HOMES = {
     "BenchOptions": "options",
     "ExportOptions": "options",
+    "Measuring": "options",
     "Predictions": "session",
+    "Selection": "options",
     "Session": "session",
     "bench": "benching",
     "export": "exporting",
     "open_session": "session",
+    "select": "options",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +13,22 @@ from resedge.bundle import Bundle
 from resedge.errors import InputRefused, RuntimeUnavailable
 from resedge.pipeline import machine
 from resedge.pipeline.options import RUNTIMES
+from resedge.pipeline.staging import versions
 from resedge.protocols import Probe
 
 Line = tuple[str, str]
+
+SATURATES = (
+    "this bundle's INT8 graph for CPUs was written for one with VNNI; this one adds pairs of 8-bit products "
+    "in 16 bits, where they saturate. Export it on a CPU like this one"
+)
+_LIBRARIES = ("torch", "onnx", "onnxscript", "scipy", "pillow", "numpy")
+
+
+def saturates_here(bundle: Bundle) -> bool:
+    """Whether this machine would saturate in the bundle's INT8 graph for CPUs."""
+    graph = bundle.file("onnx/int8.cpu.onnx")
+    return machine.describe().saturates_pairs and not graph.meta["pair_safe"]
 
 
 def inspect(path: Path) -> list[Line]:
@@ -53,8 +68,19 @@ def inspect(path: Path) -> list[Line]:
             ("file", f"{a.path.as_posix()}  {_size(path / a.path)}  sha256 {a.sha256[:12]}")
             for a in manifest.files
         ),
+        *(("trtexec", f"{graph}: {line}") for graph, line in _trtexec(bundle)),
         ("made with", ", ".join(f"{name} {v}" for name, v in manifest.toolchain.items())),
         ("all files", f"{len(manifest.files)}, each as the manifest names it"),
+    ]
+
+
+def _trtexec(bundle: Bundle) -> list[Line]:
+    """Return the lines that build the graphs for TensorRT, to be run in the bundle's folder."""
+    return [
+        (f"{graph} with {version}", str(line))
+        for graph, lines in bundle.manifest.trtexec.items()
+        if isinstance(lines, Mapping)
+        for version, line in lines.items()
     ]
 
 
@@ -74,9 +100,11 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is here: the machine, a probe or the reason of its absence for each runtime."""
+    """What is here: the machine, the libraries, a probe or the reason of its absence for each runtime."""
 
     machine: machine.Machine
+    python: str
+    libraries: tuple[str, ...]
     runtimes: tuple[Probe | RuntimeUnavailable, ...]
 
 
@@ -90,4 +118,13 @@ def diagnose() -> Diagnosis:
         except RuntimeUnavailable as error:
             return error
 
-    return Diagnosis(machine.describe(), tuple(probe(name) for name in RUNTIMES))
+    installed = versions(*_LIBRARIES)
+    return Diagnosis(
+        machine.describe(),
+        platform.python_version(),
+        tuple(
+            f"{name} {'is missing' if installed[name] == 'absent' else installed[name]}"
+            for name in _LIBRARIES
+        ),
+        tuple(probe(name) for name in RUNTIMES),
+    )

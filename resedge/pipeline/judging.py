@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from resedge import files
@@ -17,12 +17,33 @@ from resedge.artifacts import (
     encode,
     sha256_bytes,
 )
+from resedge.errors import BuildFailed, RuntimeUnavailable
 from resedge.pipeline.measuring import Latencies
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.staging import Done, Site, run_stage, versions
 from resedge.store import Key
 
 ON_DEVICE = "to be built on the device"
+
+
+@dataclass
+class Findings:
+    """What is known of each engine that was asked for, as it is found.
+
+    `missing` could not be built or opened, `broken` gives no usable answers; both map to the reason.
+    `failed` are the runtimes that are installed and yet lack an engine.
+    """
+
+    accuracies: dict[EngineName, Accuracy] = field(default_factory=dict)
+    missing: dict[EngineName, str] = field(default_factory=dict)
+    broken: dict[EngineName, str] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+
+    def lacks(self, name: EngineName, error: RuntimeUnavailable) -> None:
+        """Note why an engine is not there."""
+        self.missing[name] = str(error)
+        if isinstance(error, BuildFailed):
+            self.failed.add(name[0])
 
 
 @dataclass(frozen=True)
@@ -35,21 +56,20 @@ class Judged:
 
 
 def judge_all(
-    engines: tuple[EngineName, ...],
-    missing: Mapping[EngineName, str],
-    accuracies: Mapping[EngineName, Accuracy],
-    latencies: Latencies,
-    measuring: Measuring,
+    engines: tuple[EngineName, ...], findings: Findings, latencies: Latencies, measuring: Measuring
 ) -> tuple[Verdict, ...]:
-    """Judge every engine that was asked for; what is `missing` gets its reason."""
+    """Judge every engine that was asked for."""
     from resedge.benchmarks.verdict import Budget, judge, unavailable
 
     budget = Budget(measuring.max_drop, measuring.min_speedup, measuring.confidence)
 
     def verdict(name: EngineName) -> Verdict:
-        if name in missing:
-            return unavailable(*name, missing[name])
-        return judge(*name, accuracies[name], latencies.of(name), budget, latencies.conditions)
+        if name in findings.missing:
+            return unavailable(*name, findings.missing[name])
+        if name in findings.broken:
+            return Verdict(*name, "fail", (findings.broken[name],))
+        accuracy = findings.accuracies[name]
+        return judge(*name, accuracy, latencies.of(name), budget, latencies.conditions)
 
     return tuple(verdict(name) for name in engines)
 
@@ -57,8 +77,7 @@ def judge_all(
 def judged(
     site: Site,
     engines: tuple[EngineName, ...],
-    missing: Mapping[EngineName, str],
-    accuracies: Mapping[EngineName, Accuracy],
+    findings: Findings,
     latencies: Latencies,
     measuring: Measuring,
     *,
@@ -71,8 +90,9 @@ def judged(
         inputs={},
         options={
             "engines": encode(engines),
-            "missing": {f"{runtime}:{p}": reason for (runtime, p), reason in missing.items()},
-            "accuracies": {f"{runtime}:{p}": encode(a) for (runtime, p), a in accuracies.items()},
+            "missing": {":".join(name): reason for name, reason in findings.missing.items()},
+            "broken": {":".join(name): reason for name, reason in findings.broken.items()},
+            "accuracies": {":".join(name): encode(a) for name, a in findings.accuracies.items()},
             "latencies": encode(latencies),
             "measuring": encode(measuring),
             "model": model,
@@ -83,7 +103,7 @@ def judged(
 
     def make(folder: Path) -> Judged:
         (folder / "verdicts").mkdir()
-        verdicts = judge_all(engines, missing, accuracies, latencies, measuring)
+        verdicts = judge_all(engines, findings, latencies, measuring)
         document = document_of(verdicts, model, reference, latencies.conditions)
         each = tuple(_write(folder / f"verdicts/{v.runtime}-{v.precision}.json", encode(v)) for v in verdicts)
         return Judged(verdicts, _write(folder / "verdicts/all.json", document), each)
@@ -100,11 +120,11 @@ def document_of(
     return document(model, reference, conditions, verdicts)
 
 
-def exit_code(verdicts: tuple[Verdict, ...], named: frozenset[str]) -> int:
-    """Return what the verdicts come to; an absent backend counts where the user named it."""
+def exit_code(verdicts: tuple[Verdict, ...], named: frozenset[str], findings: Findings) -> int:
+    """Return what the verdicts come to; an absent backend counts where it was named or has failed."""
     from resedge.benchmarks.verdict import exit_code
 
-    return exit_code(verdicts, named)
+    return exit_code(verdicts, named | findings.failed)
 
 
 def sizes(engines: Mapping[EngineName, Engine]) -> dict[EngineName, int]:

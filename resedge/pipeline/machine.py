@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resedge.artifacts import sha256_json
@@ -29,15 +30,16 @@ _EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor: its name and the features that matter, sorted."""
+    """A processor: its name, the features that matter, sorted, and the cores that may be used."""
 
     processor: str
     features: tuple[str, ...]
+    cores: int = 1
 
     @property
     def digest(self) -> str:
         """What keys a result that depends on the machine."""
-        return sha256_json([self.processor, list(self.features)])[:16]
+        return sha256_json([self.processor, list(self.features), self.cores])[:16]
 
     @property
     def saturates_pairs(self) -> bool:
@@ -47,7 +49,8 @@ class Machine:
 
 def describe() -> Machine:
     """Return this machine."""
-    return parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    found = parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return replace(found, cores=len(os.sched_getaffinity(0)))
 
 
 def parse_cpuinfo(text: str) -> Machine:

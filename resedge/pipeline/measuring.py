@@ -23,6 +23,7 @@ from resedge.artifacts import (
 )
 from resedge.images import ImageSet
 from resedge.pipeline.options import EngineName, Measuring
+from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.running import eager_runtime, evaluate
 from resedge.pipeline.stages import EagerAnswers
 from resedge.pipeline.staging import Data, Done, Places, Site, run_stage, versions
@@ -30,6 +31,7 @@ from resedge.protocols import BuildOptions, Float32Array, Progress, Runner, RunO
 from resedge.store import Key
 
 LATENCY_IMAGES = 16
+DISTURBING_CORES = 0.2
 EAGER, EAGER_BEST = "eager", "eager channels_last"
 _MEMORY_FORMATS: dict[str, Literal["contiguous", "channels_last"]] = {
     EAGER: "contiguous",
@@ -107,15 +109,29 @@ def built_engine(site: Site, name: EngineName, graph: Artifact, places: Places) 
     return run_stage(site, key, Engine, make, known=places)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """An engine against eager: on the test images, and on the golden ones (a fraction)."""
+
+    accuracy: Accuracy
+    golden_agreement: float
+
+
 def measured_accuracy(
     site: Site, data: Data, engine: Engine, answers: Done[EagerAnswers], measuring: Measuring
-) -> Done[Accuracy]:
-    """Run the built engine over the test images and compare it with eager, image by image."""
+) -> Done[Compared]:
+    """Run the built engine over test and golden images and compare it with eager, image by image.
+
+    Raises:
+        RuntimeUnavailable: It cannot be opened or run.
+        NotFinite: It gives NaN or infinite logits.
+    """
     key = Key(
         f"accuracy-{engine.runtime}-{engine.precision}",
         inputs={
             "engine": engine_digest(engine),
             "eager": answers.value.test_logits.sha256,
+            "golden": answers.value.golden.sha256,
             "test": data.test.sha256,
         },
         options={
@@ -127,11 +143,24 @@ def measured_accuracy(
         machine=site.machine,
     )
 
-    def make(_folder: Path) -> Accuracy:
+    def make(_folder: Path) -> Compared:
         eager: Float32Array = np.load(answers.value.test_logits.path)
-        return accuracy_of(engine, data.test, data.preprocessing, eager, measuring, site.reporter)
+        accuracy = accuracy_of(engine, data.test, data.preprocessing, eager, measuring, site.reporter)
+        return Compared(accuracy, golden_agreement(engine, answers.value.golden, measuring.threads))
 
-    return run_stage(site, key, Accuracy, make)
+    return run_stage(site, key, Compared, make)
+
+
+def golden_agreement(engine: Engine, golden: Artifact, threads: int) -> float:
+    """Return the fraction of the golden images on which an engine and eager choose the same class."""
+    from safetensors.numpy import load
+
+    from resedge.runtimes.table import runtime
+
+    tensors = load(golden.read())
+    with runtime(engine.runtime).open(engine, RunOptions(threads)) as run:
+        chosen = run(tensors["input"]).argmax(axis=1)
+    return float((chosen == tensors["logits"].argmax(axis=1)).mean())
 
 
 def accuracy_of(
@@ -155,7 +184,10 @@ def accuracy_of(
 def measured_latency(
     site: Site, data: Data, source: Artifact, engines: Sequence[Engine], measuring: Measuring
 ) -> Done[Latencies]:
-    """Measure all engines beside eager in one interleaved run of short blocks."""
+    """Measure all engines beside eager in one interleaved run of short blocks.
+
+    A measurement that was inconclusive is not kept for the next run: it is made again.
+    """
     key = Key(
         "latency",
         inputs={
@@ -178,7 +210,20 @@ def measured_latency(
             engines, source, data.test, data.preprocessing, measuring, EXPORT_PACE, site.reporter
         )
 
-    return run_stage(site, key, Latencies, make)
+    done = run_stage(site, key, Latencies, make)
+    if done.reused and any(entry.latency.relation == "inconclusive" for entry in done.value.engines):
+        site.store.discard(key)
+        done = run_stage(site, key, Latencies, make)
+    return done
+
+
+def say_disturbances(latencies: Latencies, reporter: Reporter) -> None:
+    """Warn of what makes the ratios less certain: the work of others, engines that did not settle."""
+    foreign, unsettled = latencies.conditions["foreign_cpu_cores"], latencies.conditions["unsettled"]
+    if isinstance(foreign, float) and foreign > DISTURBING_CORES:
+        reporter.warn(f"other programs kept {foreign:.1f} cores busy meanwhile: the ratios are less certain")
+    if unsettled and isinstance(unsettled, (list, tuple)):
+        reporter.warn(f"still changing after warm-up: {', '.join(map(str, unsettled))}")
 
 
 def latencies_of(
@@ -207,7 +252,9 @@ def latencies_of(
             eager = eager_runtime(memory_format)
             built = eager.build(source, source.path.parent, BuildOptions("fp32"))
             arms[name] = _one_image_at_a_time(stack.enter_context(eager.open(built, run_options)), inputs)
+        computed: dict[str, JsonValue] = {}
         for engine in engines:
+            computed[_arm(engine)] = runtime(engine.runtime).probe().precisions[engine.precision]
             runner = stack.enter_context(runtime(engine.runtime).open(engine, run_options))
             arms[_arm(engine)] = _one_image_at_a_time(runner, inputs)
         samples = measure(
@@ -229,7 +276,11 @@ def latencies_of(
         for engine in engines
     )
     made_under = conditions(measuring.threads, ("torch", *{engine.runtime for engine in engines}))
-    settling: dict[str, JsonValue] = {"unsettled": list(samples.unsettled), "batch": 1}
+    settling: dict[str, JsonValue] = {
+        "batch": 1,
+        "computed": computed,
+        "unsettled": list(samples.unsettled),
+    }
     return Latencies(found, {**made_under, **watch.found(), **settling, **asdict(pace)})
 
 

@@ -50,6 +50,23 @@ class Measuring:
     threads: int = field(default_factory=available_threads)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what no measurement could answer, before any work is done.
+
+        Raises:
+            UsageError: The option is named.
+        """
+        for option, value, low, high in (
+            ("--max-drop", self.max_drop, 0.0, 0.999),
+            ("--min-speedup", self.min_speedup, 1e-3, 1e4),
+            ("--confidence", self.confidence, 0.501, 0.9999),
+            ("--threads", self.threads, 1, 1024),
+        ):
+            if not low <= value <= high:
+                raise UsageError(
+                    f"{value:g} is not possible.", where=option, cure=f"From {low:g} to {high:g}."
+                )
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -85,23 +102,30 @@ def select(backends: Sequence[str], precisions: Sequence[str]) -> Selection:
     """
     for precision in precisions:
         _known(precision, PRECISIONS, "precision")
-    chosen: list[EngineName] = []
-    for text in backends or RUNTIMES:
-        runtime, _, precision = text.partition(":")
-        _known(runtime, RUNTIMES, "backend")
-        offered = [offer for name, offer in GRAPHS if name == runtime]
-        if precision:
-            _known(precision, PRECISIONS, "precision")
-            if precision not in offered:
-                raise UsageError(
-                    f"{runtime} has no {precision} engine.", cure=f"It has: {', '.join(offered)}."
-                )
-            offered = [precision]
-        chosen += [(runtime, p) for p in offered if not precisions or p in precisions]
+    chosen: set[EngineName] = set()
+    for text in backends:
+        found = {engine for engine in _offered(text) if not precisions or engine[1] in precisions}
+        if not found:
+            raise UsageError(f"{text} has no engine of precision {', '.join(precisions)}.", where="--backend")
+        chosen |= found
+    if not backends:
+        chosen = {engine for engine in GRAPHS if not precisions or engine[1] in precisions}
     engines = tuple(engine for engine in GRAPHS if engine in chosen)
-    if not engines:
-        raise UsageError("no engine has that backend and that precision.")
     return Selection(engines, frozenset(text.partition(":")[0] for text in backends))
+
+
+def _offered(text: str) -> list[EngineName]:
+    """Return the engines that `NAME` or `NAME:PRECISION` stands for."""
+    runtime, colon, precision = text.partition(":")
+    _known(runtime, RUNTIMES, "backend")
+    offered = [engine for engine in GRAPHS if engine[0] == runtime]
+    if not colon:
+        return offered
+    _known(precision, PRECISIONS, "precision")
+    if (runtime, precision) not in offered:
+        has = ", ".join(p for _, p in offered)
+        raise UsageError(f"{runtime} has no {precision} engine.", cure=f"It has: {has}.")
+    return [(runtime, precision)]
 
 
 def _known(name: str, known: Sequence[str], kind: str) -> None:

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 
 from resedge.artifacts import Preprocessing
-from resedge.errors import InputRefused
+from resedge.errors import NotFinite
 from resedge.images import ImageSet
 from resedge.protocols import Float32Array, Progress, Runner, Runtime
 
-EVALUATION_BATCH = 100
+EVALUATION_BATCH = 20  # larger ones leave the caches of a small CPU
 
 
 def eager_runtime(memory_format: Literal["contiguous", "channels_last"]) -> Runtime:
@@ -29,7 +29,7 @@ def evaluate(
     """Return the logits of all images, (N, classes) float32, in their order.
 
     Raises:
-        InputRefused: A logit is NaN or infinite; the image is named by its position.
+        NotFinite: A logit is NaN or infinite; the image is named by its position.
     """
     progress.start(label, len(images))
     logits: list[Float32Array] = []
@@ -40,7 +40,7 @@ def evaluate(
     together = np.concatenate(logits)
     finite = np.isfinite(together).all(axis=1)
     if not finite.all():
-        raise InputRefused(
+        raise NotFinite(
             f"gives NaN or infinite logits for {int((~finite).sum())} of {len(images)} images "
             f"(the first is number {int(np.argmin(finite))}).",
             where=label,

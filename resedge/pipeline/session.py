@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from resedge import bundle as bundles
 from resedge import images
 from resedge.bundle import Bundle
 from resedge.errors import UsageError
+from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.options import available_threads, select
 from resedge.protocols import Float32Array, Int64Array, Runner, RunOptions
 
@@ -80,6 +82,8 @@ def open_session(path: Path, engine: str, *, threads: int | None = None) -> Sess
     if found is None:
         known = ", ".join(f"{e.runtime}:{e.precision}" for e in bundle.manifest.engines)
         raise UsageError(f"has no {engine} engine.", where=str(path), cure=f"It has: {known or 'none'}.")
+    if saturates_here(bundle) and chosen[0][1] == "int8":
+        warnings.warn(SATURATES, stacklevel=3)
     options = RunOptions(threads or available_threads())
     stack = ExitStack()
     run = stack.enter_context(runtime(found.runtime).open(found, options))

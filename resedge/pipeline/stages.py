@@ -22,7 +22,7 @@ from resedge.artifacts import (
     sha256_bytes,
     sha256_file,
 )
-from resedge.gate import check_safetensors
+from resedge.gate import read_safetensors
 from resedge.pipeline.running import eager_runtime, evaluate, tracked
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
@@ -50,13 +50,15 @@ class Modes:
 class Reference:
     """The eager model that every verdict is against.
 
-    `shared` has the call sites of each BatchNorm that is called more than once in a forward pass;
-    `trained` compares the modes of the model as it was trained, `repaired` of the one with statistics
-    of their own for each call site (`--batchnorm split`). None: there is nothing to compare.
+    `checkpoint` is the digest of the weights as they were given. `shared` has the call sites of each
+    BatchNorm that is called more than once in a forward pass; `trained` compares the modes of the model as
+    it was trained, `repaired` of the one with statistics of their own for each call site (`--batchnorm
+    split`). None: there is nothing to compare.
     """
 
     source: Artifact
     weights: Artifact
+    checkpoint: str
     shared: Mapping[str, int]
     trained: Modes | None
     repaired: Modes | None
@@ -70,10 +72,11 @@ def reference(
     Raises:
         InputRefused: The weights are not a safetensors file, or do not fit the model.
     """
-    check_safetensors(weights)
+    checkpoint = read_safetensors(weights)
+    digest = sha256_bytes(checkpoint)
     key = Key(
         "reference",
-        inputs={"weights": sha256_file(weights), "calibration": data.calibration.sha256},
+        inputs={"weights": digest, "calibration": data.calibration.sha256},
         options={
             "model": model,
             "batchnorm": batchnorm,
@@ -88,7 +91,7 @@ def reference(
         from resedge.export import sources
 
         module = sources.instantiate(model).eval()
-        sources.load_weights(module, sources.read_weights(weights), str(weights))
+        sources.load_weights(module, sources.parse_weights(checkpoint, str(weights)), str(weights))
         batches = list(data.calibration.batches(BATCHNORM_BATCH, data.preprocessing))
         image = batches[0][:1]
         shared = norms.shared(norms.call_counts(module, image))
@@ -107,9 +110,10 @@ def reference(
             tuple(sorted(shared.items())) if splitting else (),
             image.shape[1:],
             _classes(module, image),
+            checkpoint_sha256=digest,
         )
         tensors, described = sources.write_reference(module, source, folder / "reference")
-        return Reference(described, tensors, dict(shared), trained, repaired)
+        return Reference(described, tensors, digest, dict(shared), trained, repaired)
 
     return run_stage(site, key, Reference, make)
 
@@ -265,16 +269,19 @@ def eager_answers(site: Site, data: Data, built: Done[Reference]) -> Done[EagerA
 def _write_golden(
     folder: Path, data: Data, logits: Float32Array, parents: tuple[str, ...]
 ) -> tuple[Artifact, Artifact]:
-    """Write the golden images: tuning images on which eager's margin is the median one or more.
+    """Write the golden images: of each class that eager finds, the tuning images it is surest of.
 
-    An engine that works agrees with eager on all of them at any precision; one that is broken does not.
+    An engine that is the same model, at whatever precision, agrees with eager on all of them; the export
+    checks it of every engine that it builds.
     """
     from safetensors.numpy import save
 
     best = np.sort(logits, axis=1)
-    margin = best[:, -1] - best[:, -2]
-    order = np.argsort(-margin, kind="stable")
-    sure = np.sort(order[: max(1, (len(order) + 1) // 2)])[:GOLDEN_IMAGES]
+    margin, found = best[:, -1] - best[:, -2], logits.argmax(axis=1)
+    each = -(-GOLDEN_IMAGES // logits.shape[1])
+    by_margin = np.argsort(-margin, kind="stable")
+    surest = [by_margin[found[by_margin] == label][:each] for label in range(logits.shape[1])]
+    sure = np.sort(np.concatenate(surest))
     chosen = data.tuning.select(sure.tolist())
     tensors = {
         "input": chosen.prepared(data.preprocessing),
@@ -300,6 +307,7 @@ class SeenImages:
 class Calibrated:
     """The winning ranges and both Q/DQ graphs; the runners-up and their scores are in ranges.json.
 
+    `largest_activation` is the largest magnitude of any tensor over the calibration images.
     `seen` (a `SeenImages`) lists the images that no later test may use. `tensorrt_in_fp32` is the graph
     of TensorRT's scheme before its surroundings become FP16; it is no file of the bundle.
     """
@@ -309,6 +317,7 @@ class Calibrated:
     method: str
     agreement: float
     images: int
+    largest_activation: float
     int8_cpu: Artifact
     tensorrt_in_fp32: Artifact
 
@@ -388,7 +397,16 @@ def calibrated(
         digests = SeenImages(images.digests, data.tuning.digests)
         seen = _write_json(folder / "calibration/images.json", digests, "images", ())
         best = next(entry for entry in result.scores if entry.name == result.winner)
-        return Calibrated(written, seen, result.winner, best.score.agreement, len(images), cpu, tensorrt)
+        return Calibrated(
+            written,
+            seen,
+            result.winner,
+            best.score.agreement,
+            len(images),
+            max(max(-low, high) for low, high in candidates["minmax"].table.values()),
+            cpu,
+            tensorrt,
+        )
 
     return run_stage(site, key, Calibrated, make)
 

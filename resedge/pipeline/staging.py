@@ -89,7 +89,7 @@ def run_stage(
 
     def write(folder: Path) -> None:
         names = {path: name for name, path in earlier.items()}
-        value = _map_artifacts(make(folder), lambda a: _inside(a, folder, names))
+        value = map_artifacts(make(folder), lambda a: _inside(a, folder, names))
         files.write_bytes(folder / VALUE, canonical_json(encode(value)).encode())
 
     def waiting() -> None:
@@ -102,7 +102,7 @@ def run_stage(
         if path.is_file() and path.parent != stored.folder
     }
     everywhere = {**earlier, **places}
-    value = _map_artifacts(
+    value = map_artifacts(
         load(kind, stored.folder / VALUE),
         lambda a: dataclasses.replace(a, path=everywhere[a.path.as_posix()]),
     )
@@ -144,15 +144,20 @@ def _inside(artifact: Artifact, folder: Path, names: Mapping[Path, str]) -> Arti
     return artifact.relative_to(folder)
 
 
-def _map_artifacts(value: Any, change: Callable[[Artifact], Artifact]) -> Any:  # noqa: ANN401
+def map_artifacts(value: T, change: Callable[[Artifact], Artifact]) -> T:
     """Return `value` with every artifact in it changed; dataclasses, tuples and mappings are entered."""
-    if isinstance(value, Artifact):
-        return change(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: _map_artifacts(getattr(value, f.name), change) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **changed)
-    if isinstance(value, tuple):
-        return tuple(_map_artifacts(item, change) for item in value)
-    if isinstance(value, Mapping):
-        return {key: _map_artifacts(item, change) for key, item in value.items()}
-    return value
+
+    def changed(item: Any) -> Any:  # noqa: ANN401 - anything that a dataclass of ours holds
+        if isinstance(item, Artifact):
+            return change(item)
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            fields = {f.name: changed(getattr(item, f.name)) for f in dataclasses.fields(item)}
+            return dataclasses.replace(item, **fields)
+        if isinstance(item, tuple):
+            return tuple(changed(inner) for inner in item)
+        if isinstance(item, Mapping):
+            return {key: changed(inner) for key, inner in item.items()}
+        return item
+
+    mapped: T = changed(value)
+    return mapped

@@ -159,3 +159,19 @@ def test_the_baseline_line_is_eager_s() -> None:
     unlabelled = Verdict("a", "int8", "pass", (), Accuracy(50, 1.0, 0.0), latency)
     assert baseline("eager", (unlabelled,)) == "eager: p50 2.12 ms at batch 1, 50 test images"
     assert baseline("eager", (missing,)) == ""
+
+
+def test_circumstances_say_threads_versions_and_what_computes_in_what() -> None:
+    from resedge.benchmarks.report import circumstances
+
+    line = circumstances(
+        {
+            "threads": 2,
+            "cpu": "AMD EPYC",
+            "libraries": {"torch": "2.13.0", "openvino": "2026.4.1"},
+            "computed": {"openvino:fp16": "FP16 weights, computed in FP32"},
+        }
+    )
+    assert line == (
+        "2 threads, AMD EPYC; torch 2.13.0, openvino 2026.4.1; openvino:fp16: FP16 weights, computed in FP32"
+    )

@@ -155,6 +155,7 @@ def test_an_impossible_budget_is_refused(option: str, budget: dict[str, float]) 
     ("outcomes", "named", "code"),
     [
         ({"openvino": "pass", "tensorrt": "unavailable"}, set(), 0),
+        ({"openvino": "unavailable", "tensorrt": "unavailable"}, set(), 4),
         ({"openvino": "pass", "tensorrt": "unavailable"}, {"openvino"}, 0),
         ({"openvino": "pass", "tensorrt": "unavailable"}, {"tensorrt"}, 4),
         ({"openvino": "fail", "tensorrt": "unavailable"}, {"tensorrt"}, 4),

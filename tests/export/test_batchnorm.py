@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,11 +172,35 @@ def test_each_call_site_is_a_node_of_its_own_in_export(mixed: nn.Module) -> None
     }
 
 
-@pytest.mark.parametrize(("sites", "calls"), [(2, 3), (3, 2)])
-def test_another_number_of_calls_is_refused(sites: int, calls: int) -> None:
+def test_a_split_model_pays_for_no_more_module_calls_than_one_written_by_hand(
+    mixed: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repaired = split(mixed, {"bn": 2})
+    called: list[str] = []
+    real_call: Callable[..., Any] = nn.Module._call_impl
+
+    def recorded(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as nn.Module's
+        called.append(type(self).__name__)
+        return real_call(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "_call_impl", recorded)
+    repaired(torch.zeros(4, 2))
+    assert called == ["Twice", "BatchNorm1d", "BatchNorm1d"]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in repaired.modules())
+
+
+@pytest.mark.parametrize(
+    ("sites", "calls", "complaint"),
+    [
+        (2, 3, "has 2 call sites, called once more"),
+        (4, 3, "bn: was called 3 times, split for 4"),
+        (4, 1, "bn: was called 1 times, split for 4"),
+    ],
+)
+def test_another_number_of_calls_is_refused(sites: int, calls: int, complaint: str) -> None:
     module = split(MoreThanSplit(sites), {"bn": sites})
     module.calls = calls  # type: ignore[assignment]
-    with pytest.raises(InputRefused, match="one forward pass"):
+    with pytest.raises(InputRefused, match=f"{complaint} in one forward pass"):
         module(torch.zeros(4, 2))
 
 

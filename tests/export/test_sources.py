@@ -4,11 +4,12 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from resedge.artifacts import sha256_file
@@ -19,12 +20,13 @@ from resedge.export.sources import (
     instantiate,
     load_reference,
     load_weights,
+    parse_weights,
     read_weights,
     write_reference,
 )
 from resedge.protocols import Float32Array
 
-KEPT = Source("notebook", "keep", (), (3, 28, 28), 10)
+KEPT = Source("notebook", "keep", (), (3, 28, 28), 10, "c0ffee" + 58 * "0")
 CALLS = (("layer.0.bn", 3), ("layer.1.bn", 3), ("layer.2.bn", 3))
 
 
@@ -90,6 +92,31 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.safetensors")
 
 
+def test_data_that_the_header_does_not_describe_is_refused(notebook: nn.Module) -> None:
+    data = save(notebook.state_dict())
+    assert torch.equal(parse_weights(data, "w")["linear.bias"], notebook.state_dict()["linear.bias"])
+    with pytest.raises(InputRefused, match=r"^mine: is not a sound safetensors file"):
+        parse_weights(data + b"\0", "mine")
+
+
+def test_weights_come_from_one_reading(
+    notebook: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(notebook.state_dict(), path)
+    opened: list[Path] = []
+    real_open = Path.open
+
+    def recorded(self: Path, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as Path.open
+        opened.append(self)
+        return real_open(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", recorded)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    read_weights(path)
+    assert opened == [path]
+
+
 def test_a_reference_is_rebuilt_as_it_was(notebook: nn.Module, images: Float32Array, tmp_path: Path) -> None:
     weights, source = write_reference(notebook, KEPT, tmp_path)
     assert [a.path.name for a in (weights, source)] == ["weights.safetensors", "source.json"]
@@ -129,6 +156,7 @@ def test_equal_models_are_written_as_equal_bytes(notebook: nn.Module, tmp_path: 
         "split_calls": [],
         "input_shape": [3, 28, 28],
         "classes": 10,
+        "checkpoint_sha256": "c0ffee" + 58 * "0",
     }
 
 

@@ -73,11 +73,21 @@ class TestBadInput:
         refused(run("export", "--backend", "onnxruntime:fp16"), 2, "onnxruntime has no fp16 engine")
 
     def test_a_backend_and_a_precision_that_exclude_each_other(self) -> None:
-        refused(run("export", "--backend", "tensorrt", "--precision", "fp32"), 2, "no engine has")
+        refused(
+            run("export", "--backend", "tensorrt", "--precision", "fp32"),
+            2,
+            "tensorrt has no engine of precision fp32",
+        )
 
     def test_data_beside_test_data(self, tmp_path: Path) -> None:
         result = run("export", "--data", tmp_path, "--test-data", tmp_path)
         refused(result, 2, "--data is split")
+
+    def test_a_confidence_that_means_nothing(self) -> None:
+        refused(run("export", "--confidence", "0.5"), 2, "--confidence", "From 0.501")
+
+    def test_a_document_without_a_place(self, tmp_path: Path) -> None:
+        refused(run("export", "--json", tmp_path / "none" / "v.json"), 2, "--json", "is not a folder")
 
     def test_a_batch_range_out_of_order(self) -> None:
         refused(run("export", "--batch-range", "8,1,32"), 2, "1 <= MIN <= OPT <= MAX")
@@ -119,13 +129,19 @@ class TestBadInput:
     def test_images_of_another_size(self, tmp_path: Path) -> None:
         for i in range(9):
             Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"{i}.png")
-        refused(run("export", "--data", tmp_path), 5, "the model takes (N, 28, 28, 3)")
+        refused(run("export", "--data", tmp_path), 5, "is 32x32, the model takes 28x28", "8 more")
 
     def test_more_classes_than_the_model_has(self, tmp_path: Path) -> None:
         for i in range(11):
             (tmp_path / "data" / f"class{i}").mkdir(parents=True)
             Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / "data" / f"class{i}" / "1.png")
         refused(run("export", "--data", tmp_path / "data"), 5, "has 11 class folders, the model has 10")
+
+    def test_fewer_classes_than_the_model_has(self, tmp_path: Path) -> None:
+        for i in range(9):
+            (tmp_path / "data" / f"class{i}").mkdir(parents=True)
+            Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / "data" / f"class{i}" / "1.png")
+        refused(run("export", "--test-data", tmp_path / "data"), 5, "has 9 class folders, the model has 10")
 
     def test_an_output_folder_that_is_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years")
@@ -225,6 +241,19 @@ class TestOnABundle:
         result = run("cache", "show")
         assert result.exit_code == 0
         assert str(job.home) in result.stdout
+
+
+def test_a_defect_is_told_apart_from_a_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from resedge.pipeline import inspecting
+
+    def breaks(path: Path) -> list[tuple[str, str]]:
+        raise ZeroDivisionError(str(path))
+
+    monkeypatch.setattr(inspecting, "inspect", breaks)
+    result = run("inspect", tmp_path)
+    assert result.exit_code == 70
+    assert "ZeroDivisionError" in result.stderr
+    assert "please report" in result.stderr
 
 
 def test_doctor_names_what_is_here_and_the_cure_for_what_is_not() -> None:

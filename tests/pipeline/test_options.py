@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from resedge.errors import UsageError
-from resedge.pipeline.options import GRAPHS, select
+from resedge.pipeline.options import GRAPHS, Measuring, select
 
 
 def test_nothing_asked_for_is_everything_and_names_nobody() -> None:
@@ -18,6 +18,7 @@ def test_nothing_asked_for_is_everything_and_names_nobody() -> None:
         (["openvino"], [], [("openvino", "fp32"), ("openvino", "fp16"), ("openvino", "int8")]),
         (["openvino:int8"], [], [("openvino", "int8")]),
         (["onnxruntime", "openvino:fp16"], ["fp16", "int8"], [("openvino", "fp16"), ("onnxruntime", "int8")]),
+        (["openvino"], ["int8"], [("openvino", "int8")]),
         ([], ["fp16"], [("openvino", "fp16"), ("tensorrt", "fp16")]),
         (["openvino:int8", "openvino:int8"], [], [("openvino", "int8")]),
     ],
@@ -37,10 +38,28 @@ def test_backends_and_precisions_select(
         (["openvino:int4"], [], "unknown precision 'int4'"),
         ([], ["fp8"], "unknown precision 'fp8'"),
         (["tensorrt:fp32"], [], "tensorrt has no fp32 engine"),
-        (["onnxruntime"], ["fp16"], "no engine has"),
+        (["onnxruntime"], ["fp16"], "onnxruntime has no engine of precision fp16"),
+        (["onnxruntime", "openvino:fp16"], ["int8"], "openvino:fp16 has no engine of precision int8"),
+        (["openvino:"], [], "unknown precision ''"),
     ],
 )
 def test_what_is_not_known_is_refused(backends: list[str], precisions: list[str], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         select(backends, precisions)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        ({"max_drop": 1.0}, "--max-drop"),
+        ({"max_drop": float("nan")}, "--max-drop"),
+        ({"min_speedup": float("inf")}, "--min-speedup"),
+        ({"confidence": 0.5}, "--confidence"),
+        ({"confidence": float("nan")}, "--confidence"),
+        ({"threads": 0}, "--threads"),
+    ],
+)
+def test_a_budget_that_nothing_could_meet_or_miss_is_refused(change: dict[str, float], option: str) -> None:
+    with pytest.raises(UsageError, match=option):
+        Measuring(**change)  # type: ignore[arg-type]  # floats and ints by name

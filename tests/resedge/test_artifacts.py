@@ -109,6 +109,7 @@ def test_a_tuple_of_another_length_is_refused() -> None:
         ('{"a": NaN}', "NaN"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
+        ('{"a": ' + "1" * 5000 + "}", "not JSON"),
     ],
 )
 def test_what_is_not_plain_json_is_refused(text: str, complaint: str) -> None:

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from resedge import bundle as bundles
+from resedge import files
 from resedge.artifacts import (
     Artifact,
     Engine,
@@ -48,8 +55,6 @@ def _manifest(contents: dict[str, bytes]) -> Manifest:
 class _Maker:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.locks = root / "locks"
-        self.locks.mkdir()
         self.out = root / "model.resedge"
 
     def publish(self, contents: dict[str, bytes]) -> bundles.Published:
@@ -57,7 +62,7 @@ class _Maker:
         for i, (name, content) in enumerate(contents.items()):
             sources[name] = self.root / f"source{i}"
             sources[name].write_bytes(content)
-        return bundles.publish(_manifest(contents), sources, self.out, locks=self.locks)
+        return bundles.publish(_manifest(contents), sources, self.out)
 
 
 @pytest.fixture
@@ -101,15 +106,56 @@ def test_a_change_raises_the_counter_and_drops_the_signature(maker: _Maker) -> N
     assert not (maker.out / bundles.SIGNATURE).exists()
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "extra"])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_bundle_is_refused_by_name_and_mended_by_export(maker: _Maker, damage: str) -> None:
     bundle = maker.publish(CONTENT).bundle
-    path = maker.out / ("onnx/c.onnx" if damage == "extra" else "onnx/b.onnx")
+    path = maker.out / "onnx/b.onnx"
     path.unlink() if damage == "missing" else path.write_bytes(b"evil")
     with pytest.raises(StaleArtifact, match=path.name):
         bundles.check(bundle)
+    bundles.check_place(maker.out)
     assert maker.publish(CONTENT).changed
     bundles.check(bundles.read(maker.out))
+
+
+def _write_file(path: Path) -> None:
+    path.write_text("years of work")
+
+
+@pytest.mark.parametrize("make", [_write_file, lambda path: path.symlink_to("/usr"), os.mkfifo])
+def test_files_of_the_users_in_a_bundle_are_never_replaced(
+    maker: _Maker, make: Callable[[Path], None]
+) -> None:
+    bundle = maker.publish(CONTENT).bundle
+    extra = maker.out / "onnx" / "notes.txt"
+    make(extra)
+    with pytest.raises(StaleArtifact, match=r"notes\.txt: is not in the manifest"):
+        bundles.check(bundle)
+    changed = {**CONTENT, "onnx/b.onnx": b"new"}
+    for attempt in (lambda: bundles.check_place(maker.out), lambda: maker.publish(changed)):
+        with pytest.raises(
+            InputRefused, match=r"not in its manifest: onnx/notes\.txt; nothing .* Move them elsewhere"
+        ):
+            attempt()
+    extra.unlink()
+    bundles.check(bundle)
+
+
+def test_many_files_of_the_users_are_counted(maker: _Maker) -> None:
+    maker.publish(CONTENT)
+    for i in range(8):
+        (maker.out / f"{i}").touch()
+    with pytest.raises(InputRefused, match="manifest: 0, 1, 2, 3, 4 and 3 more;"):
+        bundles.check_place(maker.out)
+
+
+def test_a_write_protected_bundle_is_refused_before_the_work(
+    maker: _Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker.publish(CONTENT)
+    monkeypatch.setattr(os, "access", lambda path, _: not str(path).endswith("onnx"))
+    with pytest.raises(InputRefused, match="onnx: is write-protected"):
+        bundles.check_place(maker.out)
 
 
 def test_a_symbolic_link_in_a_bundle_is_an_extra_file(maker: _Maker) -> None:
@@ -136,6 +182,117 @@ def test_places_that_cannot_take_a_bundle_are_refused_before_the_work(tmp_path: 
         bundles.check_place(tmp_path / "none" / "model.resedge")
     with pytest.raises(InputRefused, match="cannot be written"):
         bundles.check_place(Path("/proc/model.resedge"))
+    with pytest.raises(InputRefused, match="is a mount point"):
+        bundles.check_place(Path("/"))
+    with pytest.raises(InputRefused, match=r"cannot be read \(File name too long\)"):
+        bundles.check_place(tmp_path / ("x" * 300))
+    (tmp_path / "real").mkdir()
+    for name, target in (("link", "real"), ("loop", "loop"), ("dangling", "none")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputRefused, match=f"{name}: is a symbolic link"):
+            bundles.check_place(tmp_path / name)
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "real", "link", "loop", "dangling"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"name": "an extension of a browser"}', '{"format_version": 1}']
+)
+def test_a_folder_with_another_manifest_is_refused_before_the_work(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputRefused, match=r"Remove the folder or name another with --out\.$"):
+        bundles.check_place(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def _deny(monkeypatch: pytest.MonkeyPatch, name: str, denied: Path) -> None:
+    """Make a function of os refuse one path, as it does for those who are not root."""
+    original = getattr(os, name)
+
+    def call(path: object, *args: object, **kwargs: object) -> object:
+        if not isinstance(path, int) and Path(os.fspath(path)) == denied:  # type: ignore[call-overload]
+            raise PermissionError(errno.EACCES, "Permission denied", str(denied))
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, name, call)
+
+
+def test_folders_that_may_not_be_read_are_refused(maker: _Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = maker.publish(CONTENT).bundle
+    for name, denied in (("stat", maker.out / bundles.MANIFEST), ("open", maker.root)):
+        with monkeypatch.context() as patched:
+            _deny(patched, name, denied)
+            with pytest.raises(InputRefused, match=r"cannot be read \(Permission denied\)"):
+                bundles.check_place(maker.out)
+    with monkeypatch.context() as patched:
+        _deny(patched, "stat", maker.out / bundles.MANIFEST)
+        for look in (bundles.is_bundle, bundles.read):
+            with pytest.raises(InputRefused, match=r"cannot be read \(Permission denied\)"):
+                look(maker.out)
+    with monkeypatch.context() as patched:
+        _deny(patched, "scandir", maker.out / "onnx")
+        attempts: tuple[Callable[[], None], ...] = (
+            lambda: bundles.check(bundle),
+            lambda: bundles.check_place(maker.out),
+        )
+        for attempt in attempts:
+            with pytest.raises(InputRefused, match=r"onnx: cannot be read \(Permission denied\)"):
+                attempt()
+
+
+def test_a_file_that_may_not_be_read_is_refused(maker: _Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = maker.publish(CONTENT).bundle
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(bundles, "sha256_file", refuse)
+    with pytest.raises(InputRefused, match=r"a\.xml: cannot be read \(Permission denied\)"):
+        bundles.check(bundle)
+
+
+def test_writers_of_one_place_exclude_each_other_by_whatever_name(
+    maker: _Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "_LOCK_SECONDS", 0.06)
+    (maker.root / "link").symlink_to(maker.root)
+    with files.locked_folder(maker.root, 0):
+        for out in (
+            maker.out,
+            maker.root / "link" / maker.out.name,
+            maker.root / "x" / ".." / maker.out.name,
+        ):
+            with pytest.raises(InputRefused, match="is being written by another resedge"):
+                bundles.check_place(out)
+        with pytest.raises(InputRefused, match="is being written by another resedge"):
+            maker.publish(CONTENT)
+    maker.publish(CONTENT)
+    assert sorted(p.name for p in maker.root.iterdir()) == ["link", "model.resedge", "source0", "source1"]
+
+
+_KILLED_BETWEEN_THE_RENAMES = """
+import os, pathlib, signal, sys
+from resedge import files
+rename = pathlib.Path.rename
+def once(path, target):
+    rename(path, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.rename = once
+files._exchange = lambda *_: False
+files.publish_folder(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_a_bundle_that_a_kill_left_aside_is_back_before_the_work(maker: _Maker) -> None:
+    maker.publish(CONTENT)
+    staged = maker.root / f".model.resedge.staged{files.ASIDE_SUFFIX}"
+    staged.mkdir()
+    command = [sys.executable, "-c", _KILLED_BETWEEN_THE_RENAMES, str(staged), str(maker.out)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not maker.out.exists()
+    bundles.check_place(maker.out)
+    bundles.check(bundles.read(maker.out))
+    assert maker.publish({**CONTENT, "onnx/b.onnx": b"new"}).bundle.manifest.counter == 2
+    assert sorted(p.name for p in maker.root.iterdir()) == ["model.resedge", "source0", "source1"]
 
 
 def test_a_source_that_changed_meanwhile_is_not_published(maker: _Maker) -> None:
@@ -143,7 +300,7 @@ def test_a_source_that_changed_meanwhile_is_not_published(maker: _Maker) -> None
     sources = {name: maker.root / "other" for name in CONTENT}
     (maker.root / "other").write_bytes(b"other")
     with pytest.raises(StaleArtifact, match="changed while"):
-        bundles.publish(manifest, sources, maker.out, locks=maker.locks)
+        bundles.publish(manifest, sources, maker.out)
     assert not maker.out.exists()
     assert not list(maker.root.glob(".model*"))
 

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from resedge.errors import InputRefused
-from resedge.gate import MAX_TENSORS, check_safetensors
+from resedge.gate import MAX_TENSORS, read_safetensors
 
 
 def _write(path: Path, header: str | bytes, data: bytes = b"", *, length: int | None = None) -> Path:
@@ -22,10 +23,11 @@ def _entry(**change: object) -> dict[str, object]:
     return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **change}
 
 
-def test_a_sound_file_passes(tmp_path: Path) -> None:
+def test_a_sound_file_is_returned_whole(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    save_file({"a": np.zeros((2, 3), np.float32)}, path, metadata={"k": "v"})
-    check_safetensors(path)
+    tensor = np.arange(6, dtype=np.float32).reshape(2, 3)
+    path.write_bytes(save({"a": tensor}, metadata={"k": "v"}))
+    assert read_safetensors(path) == save({"a": tensor}, metadata={"k": "v"})
 
 
 @pytest.mark.parametrize(
@@ -49,31 +51,47 @@ def test_a_sound_file_passes(tmp_path: Path) -> None:
 def test_a_crafted_header_is_refused(tmp_path: Path, header: str | bytes, complaint: str) -> None:
     path = _write(tmp_path / "w.safetensors", header, b"\0" * 8)
     with pytest.raises(InputRefused, match=complaint):
-        check_safetensors(path)
+        read_safetensors(path)
 
 
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="truncated"):
-        check_safetensors(_write(tmp_path / "w.safetensors", "{}", length=1000))
+        read_safetensors(_write(tmp_path / "w.safetensors", "{}", length=1000))
 
 
 def test_a_huge_header_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", 50 << 20) + b" " * (50 << 20))
     with pytest.raises(InputRefused, match="claims"):
-        check_safetensors(path)
+        read_safetensors(path)
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w"])
 def test_other_files_are_refused_with_the_cure(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputRefused, match="save_file"):
-        check_safetensors(tmp_path / name)
+        read_safetensors(tmp_path / name)
 
 
 def test_missing_and_short_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     with pytest.raises(InputRefused, match="cannot be read"):
-        check_safetensors(path)
+        read_safetensors(path)
     path.write_bytes(b"123")
     with pytest.raises(InputRefused, match="only 3 bytes"):
-        check_safetensors(path)
+        read_safetensors(path)
+
+
+@pytest.mark.parametrize("name", ["model", "model.safetensors"])
+def test_a_folder_is_refused_as_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputRefused, match=r"is a folder, not a \.safetensors file"):
+        read_safetensors(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)  # root may open whatever its mode says
+    with pytest.raises(InputRefused, match=r"cannot be read \(Permission denied\)"):
+        read_safetensors(tmp_path / "w.safetensors")

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +12,10 @@ from PIL import Image
 
 from resedge import images
 from resedge.artifacts import Preprocessing
-from resedge.errors import InputRefused
+from resedge.errors import InputRefused, StaleArtifact
 
 SMALL = Preprocessing(2, 3, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+SIZE = (2, 3)
 
 
 def _picture(path: Path, value: int, mode: str = "RGB") -> Path:
@@ -119,7 +124,7 @@ def test_a_tree_of_classes_is_read_in_sorted_order(tmp_path: Path) -> None:
     _picture(tmp_path / "cat" / "2.PNG", 20)
     _picture(tmp_path / "cat" / "1.png", 30, mode="L")
     (tmp_path / "cat" / "notes.txt").write_text("no image")
-    found = images.read_folder(tmp_path)
+    found = images.read_folder(tmp_path, SIZE)
     assert found.class_names == ("cat", "dog")
     assert found.labels is not None
     assert found.labels.tolist() == [0, 0, 1]
@@ -128,23 +133,23 @@ def test_a_tree_of_classes_is_read_in_sorted_order(tmp_path: Path) -> None:
 
 def test_loose_images_are_unlabelled(tmp_path: Path) -> None:
     _picture(tmp_path / "1.png", 1)
-    assert images.read_folder(tmp_path).labels is None
+    assert images.read_folder(tmp_path, SIZE).labels is None
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="does not exist"):
-        images.read_folder(tmp_path / "none")
+        images.read_folder(tmp_path / "none", SIZE)
     with pytest.raises(InputRefused, match="holds no images"):
-        images.read_folder(tmp_path)
+        images.read_folder(tmp_path, SIZE)
     _picture(tmp_path / "cat" / "1.png", 1)
     (tmp_path / "dog").mkdir()
     with pytest.raises(InputRefused, match=r"\['dog'\] hold no images"):
-        images.read_folder(tmp_path)
+        images.read_folder(tmp_path, SIZE)
     _picture(tmp_path / "loose.png", 1)
     with pytest.raises(InputRefused, match="beside class folders"):
-        images.read_folder(tmp_path)
+        images.read_folder(tmp_path, SIZE)
     with pytest.raises(InputRefused, match="is not a folder"):
-        images.read_folder(tmp_path / "loose.png")
+        images.read_folder(tmp_path / "loose.png", SIZE)
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -165,3 +170,132 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     picture.save(path, exif=exif)
     assert images.decode_file(path).shape == (8, 4, 3)
+
+
+def test_a_digest_is_of_shape_and_bytes() -> None:
+    frame = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    shape = bytes([0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 3])
+    assert images.content_digest(frame) == hashlib.sha256(shape + bytes(range(18))).hexdigest()
+    assert images.content_digest(frame) != images.content_digest(frame.reshape(3, 2, 3))
+    assert images.content_digest(frame[:, ::-1]) != images.content_digest(frame)
+
+
+def test_builtin_images_are_recognised_in_files_of_any_lossless_kind(tmp_path: Path) -> None:
+    builtin = images.builtin_test().select([0, 1, 2, 3])
+    frames = builtin.decode(range(4))
+    Image.fromarray(frames[0]).save(tmp_path / "0.png", compress_level=9)
+    Image.fromarray(frames[1]).save(tmp_path / "1.bmp")
+    Image.fromarray(frames[2][..., 0]).save(tmp_path / "2.png")
+    Image.fromarray(frames[3]).save(tmp_path / "3.webp", lossless=True)
+    found = images.read_folder(tmp_path, (28, 28))
+    assert found.digests == builtin.digests
+    np.testing.assert_array_equal(found.decode(range(4)), frames)
+
+
+def test_a_file_that_changes_after_it_was_listed_is_named(tmp_path: Path) -> None:
+    _picture(tmp_path / "1.png", 1)
+    changing = _picture(tmp_path / "2.png", 2)
+    found = images.read_folder(tmp_path, SIZE)
+    Image.new("RGB", (3, 2), (2, 2, 2)).save(changing, compress_level=0)
+    assert found.decode([0, 1])[:, 0, 0, 0].tolist() == [1, 2]
+    _picture(changing, 3)
+    with pytest.raises(StaleArtifact, match=r"2\.png: has changed since it was listed"):
+        found.decode([0, 1])
+    Image.new("RGB", (9, 9)).save(changing)
+    with pytest.raises(StaleArtifact, match=r"2\.png: has changed since it was listed"):
+        found.select([1]).decode([0])
+
+
+def test_images_of_other_sizes_are_refused_together(tmp_path: Path) -> None:
+    for i in range(3):
+        _picture(tmp_path / "cat" / f"{i}.png", i)
+    for i in range(5):
+        Image.new("RGB", (4 + i, 2)).save(tmp_path / "cat" / f"wide{i}.png")
+    with pytest.raises(InputRefused) as refused:
+        images.read_folder(tmp_path, SIZE)
+    assert refused.value.where == str(tmp_path / "cat" / "wide0.png")
+    assert refused.value.what.startswith(
+        "is 2x4, the model takes 2x3 (height x width). 4 more of the 8 images"
+    )
+    assert [f"wide{i}.png (2x{4 + i})" in refused.value.what for i in range(5)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert refused.value.what.endswith(", ...")
+    assert refused.value.cure == "Resize the images to 2x3 first."
+
+
+def test_one_image_of_another_size_is_refused_alone(tmp_path: Path) -> None:
+    _picture(tmp_path / "1.png", 1)
+    Image.new("RGB", (2, 3)).save(tmp_path / "upright.png")
+    expected = r"upright\.png: is 3x2, the model takes 2x3 \(height x width\)\. Resize"
+    with pytest.raises(InputRefused, match=expected):
+        images.read_folder(tmp_path, SIZE)
+
+
+def test_a_turned_image_has_the_size_that_it_is_seen_in(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 4))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert images.read_folder(tmp_path, (8, 4)).decode([0]).shape == (1, 8, 4, 3)
+    with pytest.raises(InputRefused, match="is 8x4, the model takes 4x8"):
+        images.read_folder(tmp_path, (4, 8))
+
+
+def test_only_regular_files_count_as_images(tmp_path: Path) -> None:
+    _picture(tmp_path / "cat" / "1.png", 1)
+    odd = tmp_path / "cat" / "2.png"
+    odd.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputRefused, match=r"2\.png: leads nowhere"):
+        images.read_folder(tmp_path, SIZE)
+    odd.unlink()
+    odd.mkdir()
+    with pytest.raises(InputRefused, match=r"2\.png: is named as an image and is not a file"):
+        images.read_folder(tmp_path, SIZE)
+    odd.rmdir()
+    os.mkfifo(odd)
+    with pytest.raises(InputRefused, match=r"2\.png: is named as an image and is not a file"):
+        images.read_folder(tmp_path, SIZE)
+    odd.unlink()
+    odd.symlink_to(_picture(tmp_path.with_name("elsewhere.png"), 7))
+    assert images.read_folder(tmp_path, SIZE).decode([1])[0, 0, 0, 0] == 7
+
+
+def test_folders_and_files_that_may_not_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _picture(tmp_path / "cat" / "1.png", 1)
+    listed = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        if self.name == "cat":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return listed(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", iterdir)
+        with pytest.raises(InputRefused, match=r"cat: cannot be read \(Permission denied\)"):
+            images.read_folder(tmp_path, SIZE)
+
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Image, "open", denied)
+    with pytest.raises(InputRefused, match=r"1\.png: is no readable image .*Permission denied"):
+        images.read_folder(tmp_path, SIZE)
+
+
+def test_the_working_folder_has_a_name_in_reports_and_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _picture(tmp_path / "photos" / "1.png", 1)
+    monkeypatch.chdir(tmp_path / "photos")
+    found = images.read_folder(Path(), SIZE)
+    assert found.origin == "photos"
+    with pytest.raises(InputRefused) as refused:
+        images.split(found, seed=0)
+    assert refused.value.where == "."

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resedge.errors import InputRefused
+from resedge import store as module
+from resedge.errors import InputRefused, MachineFailure
 from resedge.store import Key, Store
 
 KEY = Key("stage", inputs={"a": "1"}, options={"n": 2})
@@ -139,3 +141,103 @@ def test_the_least_recently_used_stages_go_first(tmp_path: Path) -> None:
     assert [folder.exists() for folder in folders] == [True, False, True]
     assert store.clear() == 2
     assert store.usage() == (0, 0)
+
+
+def test_a_discarded_stage_is_made_again_and_no_other(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), list[str]()
+    other = Key("other", inputs={})
+    for key in (KEY, other):
+        store.run(key, _writes("x", calls))
+    assert (store.discard(KEY), store.discard(KEY)) == (True, False)
+    assert store.run(other, _writes("y", calls)).reused
+    assert not store.run(KEY, _writes("y", calls)).reused
+
+
+def test_a_stage_that_is_being_made_is_not_discarded(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def make(folder: Path) -> None:
+        assert not Store(tmp_path).discard(KEY)
+        (folder / "file").touch()
+
+    assert not store.run(KEY, make).reused
+
+
+@pytest.mark.parametrize("moment", ["listed", "hashed", "touched"])
+def test_a_stage_that_is_removed_while_it_is_looked_at_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another process removes it at that moment of the check without a lock."""
+    store, calls = Store(tmp_path), list[str]()
+    store.run(KEY, _writes("x", calls))
+    owner, name = {"listed": (module, "_names"), "hashed": (module, "sha256_file"), "touched": (os, "utime")}[
+        moment
+    ]
+    original = getattr(owner, name)
+
+    def removed_before(*args: object) -> object:
+        monkeypatch.setattr(owner, name, original)
+        assert Store(tmp_path).discard(KEY)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, removed_before)
+    stored = store.run(KEY, _writes("y", calls))
+    assert (stored.reused, calls) == (False, ["x", "y"])
+    assert (stored.folder / "sub" / "file").read_text() == "y"
+
+
+_UNWRITABLE = (
+    r"the stage cache cannot be written \(.*\)\. Set RESEDGE_HOME to a folder that you may write to\."
+)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_cache_that_may_not_be_written_is_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    store = Store(tmp_path)
+    store.run(KEY, _writes("x", []))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)  # as the lock's file is opened
+        with pytest.raises(InputRefused, match=_UNWRITABLE):
+            store.run(Key("other", inputs={}), _writes("x", []))
+        with pytest.raises(InputRefused, match=_UNWRITABLE):
+            store.clear()
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputRefused, match=_UNWRITABLE):
+        Store(tmp_path / "none")
+    with pytest.raises(InputRefused, match=_UNWRITABLE):
+        store.run(Key("other", inputs={}), _writes("x", []))
+
+
+def test_a_cache_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputRefused, match=_UNWRITABLE):
+        Store(tmp_path / "file")
+
+
+def test_a_full_disk_is_the_machines_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(tmp_path)
+    with pytest.raises(MachineFailure, match="No space left"):
+        store.run(KEY, full)
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(MachineFailure, match="No space left"):
+        store.run(KEY, _writes("x", []))
+    with pytest.raises(MachineFailure, match="No space left"):
+        Store(tmp_path / "none")
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_failed_read_in_a_stage_is_not_called_a_failed_write(tmp_path: Path) -> None:
+    def read(folder: Path) -> None:
+        (folder / "none").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path).run(KEY, read)
+    assert not list((tmp_path / "work").iterdir())

@@ -1,4 +1,4 @@
-"""A small ONNX file made by hand: conv with bias - relu - global pool - flatten."""
+"""Small ONNX files made by hand: conv with bias - relu - global pool - flatten, and one that fails."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     path = tmp_path_factory.mktemp("small") / "fp32.onnx"
+    onnx.save(model, path)
+    return _artifact(path)
+
+
+@pytest.fixture(scope="session")
+def fives(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A model that ONNX Runtime opens and that runs on 1 image or 5 and on no other number."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["input", "zeros"], ["sum"]),
+            helper.make_node("Flatten", ["sum"], ["logits"]),
+        ],
+        "fives",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [5, 192])],
+        [numpy_helper.from_array(np.zeros((5, 3, 8, 8), np.float32), "zeros")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    path = tmp_path_factory.mktemp("fives") / "fives.onnx"
     onnx.save(model, path)
     return _artifact(path)
 

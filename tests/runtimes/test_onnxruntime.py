@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resedge.artifacts import Artifact
@@ -25,6 +26,16 @@ def test_engine_is_the_model(fp32: Artifact, tmp_path: Path) -> None:
 def test_fp16_is_refused_with_the_reason(fp32: Artifact, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="computes an FP16 graph in FP32"):
         RUNTIME.build(fp32, tmp_path, BuildOptions("fp16"))
+
+
+def test_failure_in_a_call_is_told_with_its_reason(fives: Artifact, tmp_path: Path) -> None:
+    engine = RUNTIME.build(fives, tmp_path, BuildOptions("fp32"))
+    with RUNTIME.open(engine, RunOptions(1)) as run:
+        with pytest.raises(BuildFailed, match=r"fives\.onnx: onnxruntime could not run it: .*Add"):
+            run(np.zeros((2, 3, 8, 8), np.float32))
+        assert run(np.zeros((5, 3, 8, 8), np.float32)).shape == (5, 192)
+        with pytest.raises(ValueError, match="'input' expects"):
+            run(np.zeros((5, 3, 8, 9), np.float32))
 
 
 def test_file_that_is_no_model_is_refused(junk: Artifact, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,46 @@ def test_engine_knows_its_model(fp32: Artifact, tmp_path: Path) -> None:
     assert engine.artifact.parents == (fp32.sha256,)
     assert engine.artifact.path == tmp_path / "openvino-fp32.xml"
     assert [companion.path for companion in engine.companions] == [tmp_path / "openvino-fp32.bin"]
+
+
+class Failing:
+    """An infer request that fails in its second call.
+
+    OpenVINO's own failures are no test: with one thread it goes on after some of them.
+    """
+
+    def __init__(self, request: Any) -> None:  # noqa: ANN401 - openvino
+        self.request = request
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.request, name)
+
+    def infer(self) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            raise RuntimeError("Exception from src/inference:\n  [CPU] node failed")
+        self.request.infer()
+
+
+@pytest.mark.usefixtures("library")
+def test_failure_in_a_call_is_told_with_its_reason(
+    fp32: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = RUNTIME.build(fp32, tmp_path, BuildOptions("fp32"))
+    compiled = room._compiled(room._library(), engine, RunOptions(1))
+    request = Failing(compiled.create_infer_request())
+    monkeypatch.setattr(room, "_compiled", lambda *_: SimpleNamespace(create_infer_request=lambda: request))
+    images = np.ones((2, 3, 8, 8), np.float32)
+    with RUNTIME.open(engine, RunOptions(1)) as run:
+        before = run(images)
+        with pytest.raises(
+            BuildFailed, match=r"openvino-fp32\.xml: openvino could not run it: .* node failed"
+        ):
+            run(images)
+        np.testing.assert_array_equal(run(images), before)
+        with pytest.raises(ValueError, match="'input' expects"):
+            run(images[:, :1])
 
 
 @pytest.mark.usefixtures("library")

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from resedge.errors import RuntimeUnavailable, UsageError
-from resedge.runtimes.table import RUNTIMES, probe_all, runtime
+from resedge.errors import UsageError
+from resedge.runtimes.table import runtime
 
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "scipy")
 
@@ -28,17 +28,6 @@ def test_unknown_name_offers_the_nearest() -> None:
 def test_unknown_name_far_from_all() -> None:
     with pytest.raises(UsageError, match=r"known: onnxruntime, openvino, tensorrt\)\.$"):
         runtime("zzz")
-
-
-def test_probe_all_keeps_the_order_and_reports_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    first, second, third = probe_all()
-    assert [*RUNTIMES] == ["onnxruntime", "openvino", "tensorrt"]
-    assert not isinstance(first, RuntimeUnavailable)
-    assert first.runtime == "onnxruntime"
-    assert str(second) == "runtime 'openvino' is not installed. Try: pip install 'resedge[openvino]'"
-    assert isinstance(third, RuntimeUnavailable)
 
 
 def test_no_library_is_imported_before_it_is_used() -> None:

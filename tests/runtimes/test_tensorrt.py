@@ -79,7 +79,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trtexec_lines_for_fp16() -> None:
     shapes = "--minShapes=input:1x3x28x28 --optShapes=input:4x3x28x28 --maxShapes=input:16x3x28x28"
-    common = f"trtexec --onnx=onnx/fp16.onnx {shapes} --saveEngine=tensorrt-fp16.plan --skipInference"
+    common = f"trtexec --onnx=onnx/fp16.onnx {shapes} --saveEngine=../tensorrt-fp16.plan --skipInference"
     assert trtexec_commands(FP16, (1, 4, 16)) == {
         "TensorRT 10": f"{common} --stronglyTyped",
         "TensorRT 11": common,
@@ -89,7 +89,7 @@ def test_trtexec_lines_for_fp16() -> None:
 def test_trtexec_lines_for_int8_ask_for_no_precision() -> None:
     for line in trtexec_commands(INT8, (1, 1, 1)).values():
         assert "--onnx=onnx/int8.tensorrt.onnx " in line
-        assert "--saveEngine=tensorrt-int8.plan" in line
+        assert "--saveEngine=../tensorrt-int8.plan" in line
         assert "--int8" not in line
         assert "--fp16" not in line
 
@@ -114,6 +114,7 @@ def test_build_refuses_with_the_commands(model: Artifact, precision: str, tmp_pa
     assert "is built on the device that runs it" in caught.value.what
     for command in trtexec_commands(model, (1, 8, 32)).values():
         assert command in caught.value.cure
+    assert "beside the bundle" in caught.value.cure
     assert list(tmp_path.iterdir()) == []
 
 

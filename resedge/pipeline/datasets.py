@@ -1,0 +1,154 @@
+"""Which images an export and a bench work on: the built-in ones, or the user's folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from resedge import data as builtin
+from resedge import images
+from resedge.artifacts import Preprocessing, decode, parse_json
+from resedge.bundle import Bundle
+from resedge.errors import InputRefused, UsageError
+from resedge.images import ImageSet, Split
+from resedge.pipeline.options import BenchOptions, ExportOptions
+from resedge.pipeline.reporting import Reporter
+from resedge.pipeline.stages import SeenImages
+from resedge.protocols import Float32Array
+
+UNLABELLED = "the test images have no labels: verdicts rest on agreement with eager alone"
+
+
+def export_images(options: ExportOptions, preprocessing: Preprocessing, reporter: Reporter) -> Split:
+    """Return the three disjoint sets that the options name; the built-in ones where they name none.
+
+    Raises:
+        UsageError: --data beside --calibration-data or --test-data.
+        InputRefused: A folder is not what it must be, or two folders have classes of different names.
+    """
+    seed = options.measuring.seed
+    if options.data is not None:
+        if options.calibration_data or options.test_data:
+            raise UsageError(
+                "--data is split into calibration, tuning and test images.",
+                cure="Give --data alone, or --calibration-data and --test-data.",
+            )
+        labels = builtin.FASHION_MNIST_CLASSES
+        split = images.split(_folder(options.data, labels, preprocessing, reporter), seed)
+    else:
+        source, test = _apart(options, preprocessing, reporter)
+        split = images.disjoint(*images.halve(source, seed), test)
+    sets = (split.calibration, split.tuning, split.test)
+    sizes = "{:,} for calibration, {:,} for tuning, {:,} for test".format(*map(len, sets))
+    reporter.stage("images", f"{sizes}, disjoint by digest ({split.test.origin})")
+    if split.overlaps:
+        reporter.warn(f"{split.overlaps} test images also occur in another set and were left out")
+    if split.test.labels is None:
+        reporter.warn(UNLABELLED)
+    return split
+
+
+def _apart(
+    options: ExportOptions, preprocessing: Preprocessing, reporter: Reporter
+) -> tuple[ImageSet, ImageSet]:
+    """Return the images to calibrate with and those to test with, from a folder each or built in."""
+    labels, chosen, tested = builtin.FASHION_MNIST_CLASSES, options.calibration_data, options.test_data
+    source = _folder(chosen, labels, preprocessing, reporter) if chosen else images.builtin_calibration()
+    test = _folder(tested, labels, preprocessing, reporter) if tested else images.builtin_test()
+    unnamed = [use for use, folder in (("calibration", chosen), ("test", tested)) if folder is None]
+    if options.weights is not None and unnamed:
+        verb = "use" if len(unnamed) > 1 else "uses"
+        reporter.warn(f"{' and '.join(unnamed)} {verb} the built-in Fashion-MNIST images, not your own")
+    if chosen and tested and source.class_names and test.class_names:
+        _check_same_classes(source, test)
+    return source, test
+
+
+def _check_same_classes(source: ImageSet, test: ImageSet) -> None:
+    if source.class_names != test.class_names:
+        raise InputRefused(
+            f"has the classes {', '.join(test.class_names)}; {source.place} has "
+            f"{', '.join(source.class_names)}.",
+            where=test.place,
+            cure="Name the class folders alike in both.",
+        )
+
+
+def bench_images(bundle: Bundle, options: BenchOptions, reporter: Reporter) -> ImageSet:
+    """Return the test images, without those that the bundle's calibration or tuning has seen.
+
+    Raises:
+        UsageError: No test images are named, and the bundle was not tested on the built-in ones.
+        InputRefused: A folder is not what it must be, or no image is left.
+    """
+    manifest = bundle.manifest
+    if options.test_data is not None:
+        test = _folder(options.test_data, manifest.labels, manifest.preprocessing, reporter)
+    else:
+        test = images.builtin_test()
+        if manifest.parents.get("test_images") != test.sha256:
+            raise UsageError(
+                "this bundle was not made from the built-in images.",
+                where=str(bundle.path),
+                cure="Name test images with --test-data.",
+            )
+    listed = bundle.file("calibration/images.json")
+    where = str(listed.path)
+    seen = decode(SeenImages, parse_json(listed.read().decode(), where), where)
+    unseen = images.without(test, frozenset(seen.calibration) | frozenset(seen.tuning))
+    if len(unseen) < len(test):
+        left_out = len(test) - len(unseen)
+        reporter.warn(f"{left_out} test images also served calibration and were left out")
+    if unseen.labels is None:
+        reporter.warn(UNLABELLED)
+    reporter.stage("images", f"{len(unseen):,} test images ({test.origin})")
+    return unseen
+
+
+def warn_of_labels(eager_logits: Float32Array, images: ImageSet, reporter: Reporter) -> None:
+    """Warn where eager is no better than the most frequent class: the labels then hardly fit the model.
+
+    Args:
+        eager_logits: (N, classes), of the images in their order.
+        images: N images, at least one; without labels there is nothing to warn of.
+        reporter: Who is warned.
+    """
+    if images.labels is None:
+        return
+    top1 = float((eager_logits.argmax(axis=1) == images.labels).mean())
+    counts = np.bincount(images.labels)
+    frequent = int(counts.argmax())
+    if top1 <= counts[frequent] / len(images):
+        name = images.class_names[frequent] if images.class_names else frequent
+        reporter.warn(
+            f"eager's top-1 is {top1:.2%}, no better than always answering '{name}': "
+            "are the labels in the model's order?"
+        )
+
+
+def _folder(
+    path: Path, labels: tuple[str, ...], preprocessing: Preprocessing, reporter: Reporter
+) -> ImageSet:
+    """Read a folder whose classes are those of the model: by name, else in sorted order.
+
+    Raises:
+        InputRefused: Labelled with another number of classes: the order would then name wrong ones.
+    """
+    found = images.read_folder(path, (preprocessing.height, preprocessing.width))
+    if found.labels is None:
+        return found
+    if len(found.class_names) != len(labels):
+        raise InputRefused(
+            f"has {len(found.class_names)} class folders, the model has {len(labels)} classes.",
+            where=str(path),
+            cure="Give one folder a class, named as the model's classes, or to sort in their order.",
+        )
+    written = [label.replace("/", "-") for label in labels]  # no folder's name can hold a slash
+    if set(found.class_names) == set(written):
+        order = np.array([written.index(name) for name in found.class_names], np.int64)
+        return replace(found, labels=order[found.labels], class_names=labels)
+    pairs = ", ".join(f"{name} = {label}" for name, label in zip(found.class_names, labels, strict=True))
+    reporter.note(f"class folders of {path} in sorted order: {pairs}")
+    return found

@@ -1,0 +1,174 @@
+"""The stages of an export up to the graphs that engines are built from, and what is said of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from resedge import data as builtin
+from resedge.artifacts import Artifact
+from resedge.errors import InputRefused
+from resedge.pipeline import machine, stages
+from resedge.pipeline.datasets import warn_of_labels
+from resedge.pipeline.options import ExportOptions
+from resedge.pipeline.reporting import Reporter
+from resedge.pipeline.staging import Data, Done, Places, Site
+
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The finished stages before any engine; `files` are those that belong into the bundle."""
+
+    reference: Done[stages.Reference]
+    graphs: Done[stages.Graphs]
+    answers: Done[stages.EagerAnswers]
+    calibrated: Done[stages.Calibrated]
+    halves: tuple[Done[Artifact], ...]
+
+    @property
+    def done(self) -> tuple[Done[Any], ...]:
+        """All of them, in order."""
+        return (self.reference, self.graphs, self.answers, self.calibrated, *self.halves)
+
+    @property
+    def places(self) -> Places:
+        """Where each of `files` is now, by its place in the bundle."""
+        everywhere = {name: path for done in self.done for name, path in done.places.items()}
+        within = {artifact.path for artifact in self.files}
+        return {name: path for name, path in everywhere.items() if path in within}
+
+    @property
+    def files(self) -> tuple[Artifact, ...]:
+        """What belongs into the bundle."""
+        reference, graphs = self.reference.value, self.graphs.value
+        answers, calibrated = self.answers.value, self.calibrated.value
+        return (
+            *(reference.source, reference.weights),
+            *(graphs.fp32, graphs.folding, calibrated.int8_cpu),
+            *(half.value for half in self.halves),
+            *(calibrated.ranges, calibrated.seen),
+            *(answers.golden, answers.trial),
+        )
+
+    @property
+    def name(self) -> str:
+        """The reference as every report names it."""
+        return "eager, batchnorm split" if self.reference.value.repaired else "eager, as trained"
+
+
+def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machine) -> Prepared:
+    """Make the reference, the graphs, eager's answers, the calibration and the FP16 forms.
+
+    Raises:
+        InputRefused: The weights or the images are not what they must be.
+    """
+    say = site.reporter.stage
+    reference = stages.reference(
+        site,
+        data,
+        model=options.model,
+        weights=options.weights or builtin.NOTEBOOK_WEIGHTS,
+        batchnorm=options.batchnorm or ("keep" if options.weights else "split"),
+    )
+    _say_reference(site.reporter, reference)
+    graphs = stages.graphs(site, data, reference)
+    _say_folding(site.reporter, graphs)
+    answers = stages.eager_answers(site, data, reference)
+    say("eager", _eager_line(answers.value, data), reused=answers.reused)
+    warn_of_labels(np.load(answers.value.test_logits.path), data.test, site.reporter)
+    calibrated = stages.calibrated(site, data, graphs, answers, pair_safe=here.saturates_pairs)
+    found = calibrated.value
+    say(
+        "calibrate",
+        f"{found.images:,} images once; {found.method} ranges win with {found.agreement:.2%} agreement "
+        "on the tuning images",
+        reused=calibrated.reused,
+    )
+    if here.saturates_pairs:
+        site.reporter.note(
+            "this CPU has no VNNI and adds pairs of 8-bit products in 16 bits: the weights of "
+            "int8.cpu.onnx are limited so that no pair can saturate"
+        )
+    return Prepared(reference, graphs, answers, calibrated, _halves(site, graphs, calibrated))
+
+
+def _halves(
+    site: Site, graphs: Done[stages.Graphs], calibrated: Done[stages.Calibrated]
+) -> tuple[Done[Artifact], ...]:
+    """Write the graphs for TensorRT; what has no FP16 form is said, and its engine is then missing."""
+    largest = calibrated.value.largest_activation
+    if largest > HALF_MAX:
+        site.reporter.warn(
+            f"no graphs for TensorRT: an activation reaches {largest:,.0f} on the calibration images, FP16 "
+            f"ends at {HALF_MAX:,.0f}"
+        )
+        return ()
+    halves = []
+    for graph, name in (
+        (graphs.value.fp32, "fp16.onnx"),
+        (calibrated.value.tensorrt_in_fp32, "int8.tensorrt.onnx"),
+    ):
+        try:
+            done = stages.half_graph(site, graph, name)
+        except InputRefused as error:
+            site.reporter.warn(f"no {name}: {error}")
+            continue
+        site.reporter.stage("onnx", f"{name}, strongly typed for TensorRT", reused=done.reused)
+        halves.append(done)
+    return tuple(halves)
+
+
+def _say_reference(reporter: Reporter, done: Done[stages.Reference]) -> None:
+    found = done.value
+    if found.trained is None:
+        reporter.stage("model", "loaded; no BatchNorm is called twice", reused=done.reused)
+        return
+    sites = ", ".join(f"{name} at {calls} places" for name, calls in found.shared.items())
+    if found.repaired is None:
+        reporter.stage("model", "loaded; kept as trained", reused=done.reused)
+        reporter.warn(
+            f"shared BatchNorm ({sites}): evaluation mode agrees with batch statistics on "
+            f"{found.trained.agreement:.1%} of the calibration images{_top1s(found.trained)}. "
+            "`--batchnorm split` gives every call its own statistics"
+        )
+        return
+    reporter.stage(
+        "model", f"loaded; shared BatchNorm split ({len(found.shared)} modules)", reused=done.reused
+    )
+    reporter.note(
+        f"shared BatchNorm: {sites}. As trained, evaluation mode agrees with batch statistics on "
+        f"{found.trained.agreement:.1%} of the calibration images{_top1s(found.trained)}; split and "
+        f"re-estimated, on {found.repaired.agreement:.1%}{_top1s(found.repaired)}. "
+        "The split model is the reference below"
+    )
+
+
+def _top1s(modes: stages.Modes) -> str:
+    if modes.top1_eval is None or modes.top1_batch is None:
+        return ""
+    return f" (top-1 {modes.top1_eval:.1%} against {modes.top1_batch:.1%})"
+
+
+def _say_folding(reporter: Reporter, done: Done[stages.Graphs]) -> None:
+    found = done.value
+    reporter.stage(
+        "fold",
+        f"{found.folded} of {found.folded + len(found.refused)} conv + BatchNorm pairs folded and proved "
+        f"(largest float64 residual {found.largest_residual:.0e})",
+        reused=done.reused,
+    )
+    for reason in found.refused:
+        reporter.note(f"not folded: {reason}")
+    reporter.stage("onnx", f"fp32.onnx, opset {found.fp32.meta['opset']}", reused=done.reused)
+
+
+def _eager_line(answers: stages.EagerAnswers, data: Data) -> str:
+    size = f"{len(data.test):,} test images"
+    if data.test.labels is None:
+        return f"{size}, unlabelled"
+    logits = np.load(answers.test_logits.path)
+    return f"top-1 {(logits.argmax(axis=1) == data.test.labels).mean():.2%} on {size}"
