@@ -30,6 +30,7 @@ from resedge.store import Key
 
 PROOF_IMAGES = 16  # every fold is proved on the activations of these
 BATCHNORM_BATCH = 128  # order and batch are part of what re-estimation computes
+COMPARED_IMAGES = 512  # shared BatchNorm shows in any of them; all would cost half a minute
 GOLDEN_IMAGES = 64
 _WRITING_LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors", "numpy")
 
@@ -39,7 +40,7 @@ _WRITING_LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors", "
 
 @dataclass(frozen=True)
 class Modes:
-    """Evaluation mode against batch statistics, on the calibration images. Fractions."""
+    """Evaluation mode against batch statistics, on the first calibration images. Fractions."""
 
     agreement: float
     top1_eval: float | None
@@ -134,8 +135,12 @@ def _modes(
 ) -> Modes:
     from resedge.export.batchnorm import compare_modes
 
-    watched = tracked(batches, site.reporter, f"BatchNorm, {label}")
-    found = compare_modes(module, watched, data.calibration.labels)
+    compared = batches[: -(-COMPARED_IMAGES // BATCHNORM_BATCH)]
+    labels = data.calibration.labels
+    if labels is not None:
+        labels = labels[: sum(len(batch) for batch in compared)]
+    watched = tracked(compared, site.reporter, f"BatchNorm, {label}")
+    found = compare_modes(module, watched, labels)
     return Modes(found.agreement, found.top1_eval, found.top1_batch)
 
 
