@@ -52,7 +52,7 @@ class Pace:
     warm_seconds: float
 
 
-EXPORT_PACE = Pace(rounds=8, block_seconds=0.25, min_calls=50, warm_seconds=2.0)
+EXPORT_PACE = Pace(rounds=8, block_seconds=0.2, min_calls=50, warm_seconds=2.0)
 BENCH_PACE = Pace(rounds=20, block_seconds=0.5, min_calls=100, warm_seconds=5.0)
 
 

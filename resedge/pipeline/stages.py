@@ -30,7 +30,7 @@ from resedge.store import Key
 
 PROOF_IMAGES = 16  # every fold is proved on the activations of these
 BATCHNORM_BATCH = 128  # order and batch are part of what re-estimation computes
-COMPARED_IMAGES = 512  # shared BatchNorm shows in any of them; all would cost half a minute
+COMPARED_IMAGES = 256  # shared BatchNorm shows in any of them; all would cost half a minute
 GOLDEN_IMAGES = 64
 _WRITING_LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors", "numpy")
 
