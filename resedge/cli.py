@@ -230,7 +230,7 @@ def export(
     _check_json_file(json_file)
     with _reporter(quiet) as reporter:
         result = run(options, reporter)
-    _print_published(result)
+    _print_published(result, out or Path(f"{model}.resedge"))
     _print_result(result, json_file)
     return result.exit_code
 
@@ -386,11 +386,10 @@ def _print_result(result: Any, json_file: Path | None) -> None:  # noqa: ANN401 
         files.write_bytes(json_file, canonical_json(result.document).encode())
 
 
-def _print_published(result: Any) -> None:  # noqa: ANN401 - Exported
+def _print_published(result: Any, path: Path) -> None:  # noqa: ANN401 - Exported
     from resedge.console import print_line
 
     published = result.published
-    path = published.bundle.path
     if not published.changed and result.all_reused:
         print_line(f"{path} is up to date: nothing had changed, nothing was done again.")
     elif not published.changed:

@@ -12,7 +12,7 @@ from resedge.errors import NotFinite
 from resedge.images import ImageSet
 from resedge.protocols import Float32Array, Progress, Runner, Runtime
 
-EVALUATION_BATCH = 16  # larger ones leave the caches of a small CPU
+EVALUATION_BATCH = 20  # larger ones leave the caches of a small CPU
 
 
 def eager_runtime(memory_format: Literal["contiguous", "channels_last"]) -> Runtime:
