@@ -10,7 +10,7 @@ from typing import Any
 from resedge import bundle as bundles
 from resedge import home, images
 from resedge.artifacts import Artifact, Engine, JsonValue, Verdict, parse_json, read_text
-from resedge.bundle import Published
+from resedge.bundle import Manifest, Published
 from resedge.errors import NotFinite, RuntimeUnavailable, UsageError
 from resedge.pipeline import judging, machine, measuring
 from resedge.pipeline.datasets import export_images
@@ -70,6 +70,7 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Exported
     finished: tuple[Done[Any], ...] = (*prepared.done, *engines.values(), judged)
     places = {name: path for done in finished for name, path in done.places.items()}
     manifest = manifest_of(options, data, here, prepared, built, judged.value, places)
+    _say_replaced(out, manifest, reporter)
     published = bundles.publish(manifest, places, out)
     store.shrink()
     return Exported(
@@ -80,6 +81,18 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Exported
         judging.exit_code(judged.value.verdicts, options.selection.named, findings),
         all_reused=all(done.reused for done in finished),
     )
+
+
+def _say_replaced(out: Path, manifest: Manifest, reporter: Reporter) -> None:
+    """Warn of what the bundle at `out` has and this one will not have."""
+    if not bundles.is_bundle(out):
+        return
+    old = bundles.read(out).manifest
+    names = [{f"{e.runtime}:{e.precision}" for e in m.engines} for m in (old, manifest)]
+    if lost := sorted(names[0] - names[1]):
+        reporter.warn(f"{out} had {', '.join(lost)}, which this export leaves out")
+    if old.parents["weights"] != manifest.parents["weights"]:
+        reporter.warn(f"{out} was made from other weights and is replaced")
 
 
 def _build(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from safetensors.numpy import load_file
 
 from resedge import bundle as bundles
 from resedge.artifacts import sha256_file
+from resedge.pipeline.exporting import export
+from resedge.pipeline.options import ExportOptions, Measuring, select
+from resedge.pipeline.reporting import Silent
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import Job
@@ -159,3 +163,28 @@ def test_another_folder_and_an_empty_cache_give_the_same_bytes(job: Job, tmp_pat
         for name in names:
             first, second = job.bundle / part / name, again / part / name
             assert sha256_file(first) == sha256_file(second), f"{part}/{name} differs"
+
+
+def test_what_a_smaller_export_takes_away_is_said(job: Job, home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.resedge"
+    shutil.copytree(job.bundle, out)
+    heard: list[str] = []
+
+    class Heard(Silent):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    result = export(
+        ExportOptions(
+            data=job.data,
+            batchnorm="split",
+            selection=select(["openvino:int8"], []),
+            measuring=Measuring(max_drop=0.5, threads=1),
+            out=out,
+        ),
+        Heard(),
+    )
+    assert f"{out} had onnxruntime:fp32, onnxruntime:int8, openvino:fp16, openvino:fp32" in " ".join(heard)
+    assert result.published.changed
+    assert bundles.read(out).manifest.counter == 2
+    assert [e.precision for e in bundles.read(out).manifest.engines] == ["int8"]
