@@ -14,7 +14,6 @@ from resedge.artifacts import (
     Verdict,
 )
 from resedge.bundle import Bundle
-from resedge.errors import NotFinite, RuntimeUnavailable
 from resedge.images import ImageSet
 from resedge.pipeline import judging, measuring
 from resedge.pipeline.datasets import bench_images, warn_of_labels
@@ -99,13 +98,10 @@ def _verify(
 ) -> bool:
     """Compare one engine with eager; return whether it can be timed."""
     name = (engine.runtime, engine.precision)
-    try:
-        accuracy = measuring.accuracy_of(engine, test, preprocessing, eager, how, reporter)
-    except RuntimeUnavailable as error:
-        findings.lacks(name, error)
-        return False
-    except NotFinite as error:
-        findings.broken[name] = str(error)
+    accuracy = findings.compared(
+        name, lambda: measuring.accuracy_of(engine, test, preprocessing, eager, how, reporter)
+    )
+    if accuracy is None:
         return False
     findings.accuracies[name] = accuracy
     agreement = f"{' '.join(name)} agrees with eager on {accuracy.agreement:.2%} of the test images"

@@ -11,7 +11,7 @@ from resedge import bundle as bundles
 from resedge import home, images
 from resedge.artifacts import Artifact, Engine, JsonValue, Verdict, parse_json, read_text
 from resedge.bundle import Manifest, Published
-from resedge.errors import NotFinite, RuntimeUnavailable, UsageError
+from resedge.errors import RuntimeUnavailable, UsageError
 from resedge.pipeline import judging, machine, measuring
 from resedge.pipeline.datasets import export_images
 from resedge.pipeline.extras import require
@@ -164,15 +164,12 @@ def _verify(
 ) -> bool:
     """Compare one engine with eager; return whether it can be timed."""
     called = " ".join(name)
-    try:
-        done = measuring.measured_accuracy(site, data, engine, prepared.answers, options.measuring)
-    except RuntimeUnavailable as error:
-        findings.lacks(name, error)
-        site.reporter.warn(f"{called}: {error}")
-        return False
-    except NotFinite as error:
-        findings.broken[name] = str(error)
-        site.reporter.warn(f"{called}: {error}")
+    done = findings.compared(
+        name,
+        lambda: measuring.measured_accuracy(site, data, engine, prepared.answers, options.measuring),
+    )
+    if done is None:
+        site.reporter.warn(f"{called}: {findings.missing.get(name) or findings.broken[name]}")
         return False
     accuracy = findings.accuracies[name] = done.value.accuracy
     agreement = f"{called} agrees with eager on {accuracy.agreement:.2%} of the test images"

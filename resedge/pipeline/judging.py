@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from resedge import files
 from resedge.artifacts import (
@@ -17,11 +18,13 @@ from resedge.artifacts import (
     encode,
     sha256_bytes,
 )
-from resedge.errors import BuildFailed, RuntimeUnavailable
+from resedge.errors import BuildFailed, NotFinite, RuntimeUnavailable
 from resedge.pipeline.measuring import Latencies
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.staging import Done, Site, run_stage, versions
 from resedge.store import Key
+
+T = TypeVar("T")
 
 ON_DEVICE = "to be built on the device"
 
@@ -38,6 +41,16 @@ class Findings:
     missing: dict[EngineName, str] = field(default_factory=dict)
     broken: dict[EngineName, str] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
+
+    def compared(self, name: EngineName, compare: Callable[[], T]) -> T | None:
+        """Return what `compare` finds of an engine; None where it cannot be run, and the reason is noted."""
+        try:
+            return compare()
+        except RuntimeUnavailable as error:
+            self.lacks(name, error)
+        except NotFinite as error:
+            self.broken[name] = str(error)
+        return None
 
     def lacks(self, name: EngineName, error: RuntimeUnavailable) -> None:
         """Note why an engine is not there."""

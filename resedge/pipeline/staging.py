@@ -57,10 +57,9 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Done(Generic[T]):
-    """A finished stage: its value with absolute paths, its folder, its files, whether it was there."""
+    """A finished stage: its value with absolute paths, its files, whether it was there."""
 
     value: T
-    folder: Path
     places: Places
     reused: bool
 
@@ -106,7 +105,7 @@ def run_stage(
         load(kind, stored.folder / VALUE),
         lambda a: dataclasses.replace(a, path=everywhere[a.path.as_posix()]),
     )
-    return Done(value, stored.folder, places, stored.reused)
+    return Done(value, places, stored.reused)
 
 
 def versions(*distributions: str) -> dict[str, str]:
