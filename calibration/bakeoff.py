@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,19 +11,27 @@ import numpy.typing as npt
 
 from resedge.artifacts import Ranges
 from resedge.errors import InputRefused
-from resedge.protocols import Float32Array
+from resedge.protocols import Float32Array, Int64Array
 
 
 @dataclass(frozen=True)
 class Score:
-    """How close quantised logits are to eager's.
+    """How close quantised logits are to eager's on so many images.
 
     `agreement` is the fraction of images with the same top class, `kl` the mean over images of
-    KL(softmax(eager) || softmax(quantised)) in nats.
+    KL(softmax(eager) || softmax(quantised)) in nats. `drop` is eager's top-1 minus the quantised one's;
+    without labels 1 - agreement, which no drop exceeds.
     """
 
     agreement: float
     kl: float
+    drop: float
+    images: int
+
+    @property
+    def disagreements(self) -> int:
+        """The number of images with another top class."""
+        return round((1 - self.agreement) * self.images)
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,14 @@ class BakeOff:
     winner: str
     scores: tuple[Entry, ...]
 
+    @property
+    def best(self) -> Score:
+        """The winner's score."""
+        return next(entry.score for entry in self.scores if entry.name == self.winner)
+
 
 def bakeoff(candidates: Mapping[str, Ranges], score: Callable[[Ranges], Score]) -> BakeOff:
-    """Score every candidate and name the best: highest agreement, then lowest KL, then the first.
+    """Score every candidate and name the best, see `choose`.
 
     Args:
         candidates: Ranges by the name of the method.
@@ -51,19 +65,41 @@ def bakeoff(candidates: Mapping[str, Ranges], score: Callable[[Ranges], Score]) 
     Raises:
         ValueError: There are no candidates.
     """
-    if not candidates:
+    return choose({name: score(ranges) for name, ranges in candidates.items()})
+
+
+def choose(scores: Mapping[str, Score]) -> BakeOff:
+    """Name the best score: lowest KL, then the first, among those that agree with eager as well as any.
+
+    A few images more or fewer on which the top class differs are chance: the count has a standard error
+    of about its own square root. Who is within one of that of the fewest is still in the race (the
+    one-standard-error rule, Breiman et al., 1984), and there KL, which every image speaks to, decides.
+
+    Args:
+        scores: By the candidate's name, on the same images.
+
+    Raises:
+        ValueError: There are no candidates.
+    """
+    if not scores:
         raise ValueError("there are no candidates")
-    scores = tuple(Entry(name, score(ranges)) for name, ranges in candidates.items())
-    winner = min(scores, key=lambda entry: (-entry.score.agreement, entry.score.kl))
-    return BakeOff(winner.name, scores)
+    fewest = min(score.disagreements for score in scores.values())
+    in_the_race = {
+        name: score
+        for name, score in scores.items()
+        if score.disagreements <= fewest + math.sqrt(max(fewest, 1))
+    }
+    winner = min(in_the_race, key=lambda name: in_the_race[name].kl)
+    return BakeOff(winner, tuple(Entry(name, score) for name, score in scores.items()))
 
 
-def score_logits(eager: Float32Array, quantised: Float32Array) -> Score:
+def score_logits(eager: Float32Array, quantised: Float32Array, labels: Int64Array | None = None) -> Score:
     """Score quantised logits against eager's on the same images.
 
     Args:
         eager: (N, classes) float32, N at least 1.
         quantised: Of the same shape.
+        labels: (N,) int64, or None.
 
     Raises:
         ValueError: The shapes differ, or there are no images.
@@ -76,8 +112,12 @@ def score_logits(eager: Float32Array, quantised: Float32Array) -> Score:
             raise InputRefused("the logits hold NaN or infinity.", where=f"the {whose} model")
     expected, given = _log_softmax(eager), _log_softmax(quantised)
     divergence = (np.exp(expected) * (expected - given)).sum(axis=1)
-    agreement = (eager.argmax(axis=1) == quantised.argmax(axis=1)).mean()
-    return Score(float(agreement), float(divergence.mean()))
+    chosen, found = eager.argmax(axis=1), quantised.argmax(axis=1)
+    agreement = float((chosen == found).mean())
+    drop = 1 - agreement
+    if labels is not None:
+        drop = float((chosen == labels).mean() - (found == labels).mean())
+    return Score(agreement, float(divergence.mean()), drop, len(eager))
 
 
 def _log_softmax(logits: Float32Array) -> npt.NDArray[np.float64]:

@@ -7,6 +7,8 @@ weight is stored as int8 and has a DequantizeLinear alone.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from resedge.artifacts import Artifact, Ranges, encode, sha256_bytes, sha256_json
 from resedge.calibration.graph import is_constant, label, name_of, read_graph, write_graph
 from resedge.calibration.grids import activation_grid, quantise_weight
-from resedge.calibration.rules import check_qdq
+from resedge.calibration.rules import KEPT_KEY, check_qdq
 from resedge.calibration.schemes import (
     Scheme,
     Site,
@@ -25,14 +27,22 @@ from resedge.calibration.schemes import (
     scheme_named,
     weight_axis,
 )
-from resedge.errors import GraphRefused, StaleArtifact
+from resedge.errors import GraphRefused, StaleArtifact, UsageError
 from resedge.files import write_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def place(model: Artifact, ranges: Ranges, scheme: str, out: Path, *, pair_safe: bool = False) -> Artifact:
+def place(
+    model: Artifact,
+    ranges: Ranges,
+    scheme: str,
+    out: Path,
+    *,
+    pair_safe: bool = False,
+    kept: AbstractSet[str] = frozenset(),
+) -> Artifact:
     """Write the Q/DQ graph of an FP32 model.
 
     Args:
@@ -42,12 +52,13 @@ def place(model: Artifact, ranges: Ranges, scheme: str, out: Path, *, pair_safe:
         out: The file to write.
         pair_safe: Limit the weights so that no pair of products leaves 16 bits, for a CPU that adds
             them there (`resedge.calibration.saturation`).
+        kept: Names of nodes with a weight that stay float. The file lists them under `rules.KEPT_KEY`.
 
     Returns:
         An artifact of kind "onnx/int8.cpu" or "onnx/int8.tensorrt", checked by `check_qdq`.
 
     Raises:
-        UsageError: Unknown scheme.
+        UsageError: Unknown scheme, or a name in `kept` is no node with a weight.
         StaleArtifact: The ranges are another graph's, or a tensor has none.
         GraphRefused: The graph cannot be quantised by this scheme; nothing is written.
     """
@@ -55,8 +66,11 @@ def place(model: Artifact, ranges: Ranges, scheme: str, out: Path, *, pair_safe:
     _refuse_stale(model, ranges)
     quantised = read_graph(model.read(), str(model.path))
     _refuse_quantised(quantised.graph)
-    _quantise_activations(quantised.graph, ranges, chosen)
-    _quantise_weights(quantised.graph, chosen, pair_safe)
+    _refuse_unknown(quantised.graph, kept)
+    _quantise_activations(quantised.graph, ranges, chosen, kept)
+    _quantise_weights(quantised.graph, chosen, pair_safe, kept)
+    if kept:
+        quantised.metadata_props[KEPT_KEY] = json.dumps(sorted(kept))
     data = write_graph(quantised)
     check_qdq(data, scheme)
     write_bytes(out, data)
@@ -67,7 +81,7 @@ def place(model: Artifact, ranges: Ranges, scheme: str, out: Path, *, pair_safe:
         inputs=model.inputs,
         outputs=model.outputs,
         parents=(model.sha256, sha256_json(encode(ranges))),
-        meta={"scheme": scheme, "method": ranges.method, "pair_safe": pair_safe},
+        meta={"scheme": scheme, "method": ranges.method, "pair_safe": pair_safe, "kept": sorted(kept)},
     )
 
 
@@ -80,6 +94,12 @@ def _refuse_stale(model: Artifact, ranges: Ranges) -> None:
         )
 
 
+def _refuse_unknown(graph: ir.Graph, kept: AbstractSet[str]) -> None:
+    known = {node.name for node in graph if is_weighted(node)}
+    if unknown := sorted(kept - known):
+        raise UsageError(f"{', '.join(unknown)}: no node with a weight is called so.")
+
+
 def _refuse_quantised(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -88,9 +108,9 @@ def _refuse_quantised(graph: ir.Graph) -> None:
             )
 
 
-def _quantise_activations(graph: ir.Graph, ranges: Ranges, scheme: Scheme) -> None:
+def _quantise_activations(graph: ir.Graph, ranges: Ranges, scheme: Scheme, kept: AbstractSet[str]) -> None:
     pairs: dict[ir.Value, ir.Value] = {}
-    for site in tuple(activation_sites(graph, scheme)):  # before the graph changes
+    for site in tuple(activation_sites(graph, scheme, kept)):  # before the graph changes
         if site.value not in pairs:
             pairs[site.value] = _insert_pair(graph, site, ranges, scheme)
         site.node.replace_input_with(site.index, pairs[site.value])
@@ -115,10 +135,10 @@ def _insert_pair(graph: ir.Graph, site: Site, ranges: Ranges, scheme: Scheme) ->
     return dequantise.outputs[0]
 
 
-def _quantise_weights(graph: ir.Graph, scheme: Scheme, pair_safe: bool) -> None:
+def _quantise_weights(graph: ir.Graph, scheme: Scheme, pair_safe: bool, kept: AbstractSet[str]) -> None:
     stored: dict[tuple[ir.Value, int], ir.Value] = {}
     for node in tuple(graph):
-        if not is_weighted(node):
+        if not is_weighted(node) or node.name in kept:
             continue
         weight, axis = node.inputs[1], weight_axis(node)
         if weight is None or weight.const_value is None or not is_constant(weight):

@@ -1,8 +1,8 @@
-"""Ranges of activations, read from histograms: minmax and percentile."""
+"""Ranges of activations, read from histograms: minmax, percentile, entropy and mse."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -10,7 +10,9 @@ from typing import Final, Protocol
 import numpy as np
 
 from resedge.artifacts import Ranges
+from resedge.calibration.clipping import least_divergence, least_squares
 from resedge.calibration.histograms import BINS_A_SIDE, Histogram, Histograms
+from resedge.calibration.schemes import scheme_named
 
 _CENTRE: Final = BINS_A_SIDE - 1
 
@@ -64,6 +66,30 @@ def percentile(
     return Ranges(table, f"percentile-{p:g}", graph_sha256, dataset_sha256, images)
 
 
+def entropy(histograms: Histograms, *, graph_sha256: str, dataset_sha256: str, images: int) -> Ranges:
+    """Return the ranges of least divergence, see `resedge.calibration.clipping.least_divergence`."""
+    table = _each(histograms, least_divergence)
+    return Ranges(table, "entropy", graph_sha256, dataset_sha256, images)
+
+
+def mse(
+    histograms: Histograms, scheme: str, *, graph_sha256: str, dataset_sha256: str, images: int
+) -> Ranges:
+    """Return the ranges of least squared error on the grid of a scheme, "cpu" or "tensorrt".
+
+    See `resedge.calibration.clipping.least_squares`.
+    """
+    table = _each(histograms, partial(least_squares, scheme=scheme_named(scheme)))
+    return Ranges(table, f"mse-{scheme}", graph_sha256, dataset_sha256, images)
+
+
+def _each(
+    histograms: Histograms, ends: Callable[[Histogram], tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    found = {name: ends(histogram) for name, histogram in histograms.items()}
+    return {name: (float(np.float32(low)), float(np.float32(high))) for name, (low, high) in found.items()}
+
+
 def _clipped(histogram: Histogram, p: float) -> tuple[float, float]:
     one_sided = histogram.low >= 0 or histogram.high <= 0
     tail = (100 - p) / (100 if one_sided else 200) * int(histogram.counts.sum())
@@ -102,5 +128,8 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         "percentile-99.9": partial(percentile, p=99.9),
         "percentile-99.99": partial(percentile, p=99.99),
         "percentile-99.999": partial(percentile, p=99.999),
+        "entropy": entropy,
+        "mse-cpu": partial(mse, scheme="cpu"),
+        "mse-tensorrt": partial(mse, scheme="tensorrt"),
     }
 )

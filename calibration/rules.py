@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from resedge.artifacts import Artifact
+from resedge.artifacts import Artifact, parse_json
 from resedge.calibration.graph import is_constant, label, name_of, read_graph
 from resedge.calibration.grids import SMALLEST_HALF_SCALE
 from resedge.calibration.schemes import (
@@ -28,6 +28,7 @@ from resedge.errors import GraphRefused
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+KEPT_KEY: Final = "resedge.kept"  # of a model's metadata: the JSON list of the nodes that stay float
 _OPSET: Final = 19  # the first with FP16 scales, and the last in which TensorRT 10.3 reads them
 _NEWEST_IR: Final = 10
 _FOREIGN_MARKS: Final = ("QLinear", "Integer", "DynamicQuantize")
@@ -35,6 +36,8 @@ _FOREIGN_MARKS: Final = ("QLinear", "Integer", "DynamicQuantize")
 
 def check_qdq(model: Artifact | bytes, scheme: str) -> None:
     """Refuse a graph that is not quantised as the scheme demands.
+
+    Nodes that the file's metadata lists under `KEPT_KEY` must be float throughout.
 
     Args:
         model: The file, or its bytes.
@@ -52,10 +55,13 @@ def check_qdq(model: Artifact | bytes, scheme: str) -> None:
     _check_operators(parsed.graph)
     _check_pairs(parsed.graph)
     _check_grids(parsed.graph, chosen)
+    kept = _kept(parsed, where)
     for node in parsed.graph:
-        if is_weighted(node):
+        if is_weighted(node) and node.name in kept:
+            _check_float_weight(node)
+        elif is_weighted(node):
             _check_weight(node)
-    _check_sites(parsed.graph, chosen)
+    _check_sites(parsed.graph, chosen, kept)
     _check_onnx(data, where)
 
 
@@ -141,6 +147,23 @@ def _check_zero_point(node: ir.Node, dtype: str, zero: bool) -> None:
         raise GraphRefused("its zero point is not 0.", where=label(node))
 
 
+def _kept(model: ir.Model, where: str) -> frozenset[str]:
+    """Return the nodes that the file says stay float."""
+    text = model.metadata_props.get(KEPT_KEY, "[]")
+    names = parse_json(text, f"{where}: {KEPT_KEY}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise GraphRefused(f"its {KEPT_KEY} is not a list of names.", where=where)
+    known = {node.name for node in model.graph if is_weighted(node)}
+    if unknown := sorted(set(names) - known):
+        raise GraphRefused(f"its {KEPT_KEY} names no node with a weight: {', '.join(unknown)}.", where=where)
+    return frozenset(names)
+
+
+def _check_float_weight(node: ir.Node) -> None:
+    if not is_constant(node.inputs[1]):
+        raise GraphRefused("is listed as kept float, but its weight is quantised.", where=label(node))
+
+
 def _check_weight(node: ir.Node) -> None:
     """An int8 tensor with one scale an output channel, and a bias that stays float."""
     import onnx_ir as ir
@@ -166,10 +189,10 @@ def _check_weight(node: ir.Node) -> None:
         raise GraphRefused("its bias is not a float constant.", where=label(node))
 
 
-def _check_sites(graph: ir.Graph, scheme: Scheme) -> None:
+def _check_sites(graph: ir.Graph, scheme: Scheme, kept: frozenset[str]) -> None:
     """Take the activations' pairs away, ask the scheme where they belong, and compare."""
     found = _remove_pairs(graph)
-    wanted = {(site.node, site.index) for site in activation_sites(graph, scheme)}
+    wanted = {(site.node, site.index) for site in activation_sites(graph, scheme, kept)}
     for node in graph:
         for index in range(len(node.inputs)):
             if ((node, index) in found) == ((node, index) in wanted):

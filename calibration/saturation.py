@@ -42,6 +42,28 @@ def largest_pairs(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.maximum(_largest_in_order(channels_last), _largest_in_order(throughout))
 
 
+def partners(shape: tuple[int, ...]) -> npt.NDArray[np.intp]:
+    """Return which weights of one output channel meet each in a lane, in either of the two orders.
+
+    Args:
+        shape: The weight's, as for `largest_pairs`.
+
+    Returns:
+        (weights of a channel, 2): for each place in the flattened channel, the places that it meets;
+        its own where it is alone.
+    """
+    places = np.moveaxis(np.arange(int(np.prod(shape[1:]))).reshape(shape[1:]), 0, -1)
+    throughout = places.reshape(1, -1)
+    by_position = places.reshape(-1, shape[1])
+    found = np.empty((places.size, 2), np.intp)
+    for column, order in enumerate((by_position, throughout)):
+        met = order.copy()
+        even = order.shape[1] // 2 * 2
+        met[:, :even] = order[:, :even].reshape(len(order), -1, 2)[..., ::-1].reshape(len(order), even)
+        found[order.ravel(), column] = met.ravel()
+    return found
+
+
 def _largest_in_order(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Pair the places 2j and 2j + 1 of the last axis; the last of an odd number is alone."""
     uneven = weight.shape[-1] % 2

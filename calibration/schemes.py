@@ -8,6 +8,7 @@ alone. Placement and checker read the same statement of the rules, `activation_s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -74,16 +75,18 @@ def scheme_named(name: str) -> Scheme:
     return SCHEMES[name]
 
 
-def activation_sites(graph: ir.Graph, scheme: Scheme) -> Iterator[Site]:
+def activation_sites(graph: ir.Graph, scheme: Scheme, kept: AbstractSet[str] = frozenset()) -> Iterator[Site]:
     """Yield every activation input that the scheme quantises, in the graph's order.
 
     These are the data inputs of Conv, Gemm, MatMul with a constant matrix, MaxPool,
     GlobalAveragePool and ReduceMean over height and width, and the inputs of a residual Add: both,
     or the shortcut only. Behind a Flatten or Reshape it is that node's input which is quantised:
     the values are the same, and only so do runtimes fuse the requantisation with the node before
-    and move one byte a value.
+    and move one byte a value. A weighted node whose name is in `kept` stays float and wants nothing.
     """
     for node in graph:
+        if node.name in kept and is_weighted(node):
+            continue
         for index in _quantised_indices(node, scheme):
             reader, place = _before_reshaping(node, index)
             value = reader.inputs[place]

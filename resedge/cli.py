@@ -184,6 +184,18 @@ def main(debug: bool) -> None:
     show_default=True,
     help="Batch sizes of TensorRT's optimisation profile.",
 )
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="LAYER",
+    help="A layer, or a module of layers, that stays float in the INT8 graphs; may be given several times.",
+)
+@click.option(
+    "--thorough/--quick",
+    default=None,
+    help="Round each layer's weights together and measure its sensitivity, or neither.  "
+    "[default: thorough up to a thousand million multiply-accumulates]",
+)
 @click.option("--out", type=_PATH, help="The bundle's folder.  [default: ./MODEL.resedge]")
 @_selection
 @_measuring
@@ -196,6 +208,8 @@ def export(
     test_data: Path | None,
     batchnorm: Any,  # noqa: ANN401 - one of click's choices
     batch_range: str,
+    keep: Sequence[str],
+    thorough: bool | None,
     out: Path | None,
     backends: Sequence[str],
     precision: str,
@@ -226,6 +240,8 @@ def export(
         measuring=_measuring_of(measuring),
         batch_range=_parse_batch_range(batch_range),
         out=out,
+        keep=tuple(keep),
+        thorough=thorough,
     )
     _check_json_file(json_file)
     with _reporter(quiet) as reporter:

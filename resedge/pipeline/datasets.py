@@ -13,9 +13,9 @@ from resedge.artifacts import Preprocessing, decode, parse_json
 from resedge.bundle import Bundle
 from resedge.errors import InputRefused, UsageError
 from resedge.images import ImageSet, Split
+from resedge.pipeline.calibrating import SeenImages
 from resedge.pipeline.options import BenchOptions, ExportOptions
 from resedge.pipeline.reporting import Reporter
-from resedge.pipeline.stages import SeenImages
 from resedge.protocols import Float32Array
 
 UNLABELLED = "the test images have no labels: verdicts rest on agreement with eager alone"

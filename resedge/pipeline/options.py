@@ -70,7 +70,11 @@ class Measuring:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The options of an export; `batchnorm` None: split for the built-in weights, keep for others'."""
+    """The options of an export.
+
+    `batchnorm` None: split for the built-in weights, keep for others'. `keep` and `thorough` are those of
+    `resedge.pipeline.calibrating.Tuning`.
+    """
 
     model: str = "notebook"
     weights: Path | None = None
@@ -82,6 +86,8 @@ class ExportOptions:
     measuring: Measuring = field(default_factory=Measuring)
     batch_range: tuple[int, int, int] = (1, 8, 32)
     out: Path | None = None
+    keep: tuple[str, ...] = ()
+    thorough: bool | None = None
 
 
 @dataclass(frozen=True)

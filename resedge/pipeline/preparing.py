@@ -10,12 +10,17 @@ import numpy as np
 from resedge import data as builtin
 from resedge.artifacts import Artifact
 from resedge.errors import InputRefused
-from resedge.pipeline import machine, stages
+from resedge.pipeline import calibrating, machine, stages
 from resedge.pipeline.datasets import warn_of_labels
 from resedge.pipeline.options import ExportOptions
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.staging import Data, Done, Places, Site
 
+_FITTED = {
+    calibrating.NEAREST: "",
+    calibrating.BIAS: ", biases corrected",
+    calibrating.TOGETHER: ", weights rounded together, biases corrected",
+}
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -26,7 +31,7 @@ class Prepared:
     reference: Done[stages.Reference]
     graphs: Done[stages.Graphs]
     answers: Done[stages.EagerAnswers]
-    calibrated: Done[stages.Calibrated]
+    calibrated: Done[calibrating.Calibrated]
     halves: tuple[Done[Artifact], ...]
 
     @property
@@ -50,7 +55,7 @@ class Prepared:
             *(reference.source, reference.weights),
             *(graphs.fp32, graphs.folding, calibrated.int8_cpu),
             *(half.value for half in self.halves),
-            *(calibrated.ranges, calibrated.seen),
+            *(calibrated.ranges, calibrated.layers, calibrated.seen),
             *(answers.golden, answers.trial),
         )
 
@@ -80,14 +85,11 @@ def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machin
     answers = stages.eager_answers(site, data, reference)
     say("eager", _eager_line(answers.value, data), reused=answers.reused)
     warn_of_labels(np.load(answers.value.test_logits.path), data.test, site.reporter)
-    calibrated = stages.calibrated(site, data, graphs, answers, pair_safe=here.saturates_pairs)
-    found = calibrated.value
-    say(
-        "calibrate",
-        f"{found.images:,} images once; {found.method} ranges win with {found.agreement:.2%} agreement "
-        "on the tuning images",
-        reused=calibrated.reused,
+    tuning = calibrating.Tuning(options.measuring.max_drop, options.keep, options.thorough)
+    calibrated = calibrating.calibrated(
+        site, data, graphs, answers, pair_safe=here.saturates_pairs, tuning=tuning
     )
+    _say_calibration(site.reporter, calibrated, tuning)
     if here.saturates_pairs:
         site.reporter.note(
             "this CPU has no VNNI and adds pairs of 8-bit products in 16 bits: the weights of "
@@ -96,8 +98,34 @@ def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machin
     return Prepared(reference, graphs, answers, calibrated, _halves(site, graphs, calibrated))
 
 
+def _say_calibration(
+    reporter: Reporter, done: Done[calibrating.Calibrated], tuning: calibrating.Tuning
+) -> None:
+    found = done.value
+    reporter.stage("calibrate", f"{found.images:,} images, once for every runtime", reused=done.reused)
+    for scheme, chosen in (("CPU", found.cpu), ("TensorRT", found.tensorrt)):
+        reporter.note(
+            f"for {scheme}: {chosen.method} ranges{_FITTED[chosen.fitted]}; {chosen.agreement:.2%} agreement "
+            f"with eager on {chosen.images:,} tuning images"
+        )
+    for warning in found.warnings:
+        reporter.warn(warning)
+    if found.kept:
+        reporter.note(f"{len(found.kept)} of {found.layer_count} layers stay float: {', '.join(found.kept)}")
+    if not found.met:
+        reporter.warn(
+            f"no INT8 graph with half of its work in INT8 keeps the drop within {tuning.max_drop:.2%} on the "
+            "tuning images (`resedge explain` shows what was tried)"
+        )
+    elif found.tensorrt.drop > tuning.max_drop:
+        reporter.warn(
+            f"TensorRT's graph loses {found.tensorrt.drop:.2%} on {found.tensorrt.images} tuning images, "
+            f"{tuning.max_drop:.2%} are allowed: measure it on the device before it serves"
+        )
+
+
 def _halves(
-    site: Site, graphs: Done[stages.Graphs], calibrated: Done[stages.Calibrated]
+    site: Site, graphs: Done[stages.Graphs], calibrated: Done[calibrating.Calibrated]
 ) -> tuple[Done[Artifact], ...]:
     """Write the graphs for TensorRT; what has no FP16 form is said, and its engine is then missing."""
     largest = calibrated.value.largest_activation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from resedge.artifacts import Preprocessing
 from resedge.errors import NotFinite
 from resedge.images import ImageSet
-from resedge.protocols import Float32Array, Progress, Runner, Runtime
+from resedge.protocols import Float32Array, Progress, Runtime
 
 EVALUATION_BATCH = 20  # larger ones leave the caches of a small CPU
 
@@ -24,7 +24,11 @@ def eager_runtime(memory_format: Literal["contiguous", "channels_last"]) -> Runt
 
 
 def evaluate(
-    run: Runner, images: ImageSet, preprocessing: Preprocessing, progress: Progress, label: str
+    run: Callable[[Float32Array], Float32Array],
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    progress: Progress,
+    label: str,
 ) -> Float32Array:
     """Return the logits of all images, (N, classes) float32, in their order.
 

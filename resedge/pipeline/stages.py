@@ -16,7 +16,6 @@ from resedge import files
 from resedge.artifacts import (
     Artifact,
     JsonValue,
-    Ranges,
     canonical_json,
     encode,
     sha256_bytes,
@@ -186,7 +185,7 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
         parents = (built.value.source.sha256, built.value.weights.sha256)
         fp32 = write_onnx(folded.graph, sample.shape[1:], folder / "onnx" / "fp32.onnx", parents=parents)
         report = folded.report
-        folding = _write_json(folder / "onnx" / "folding.json", report, "folding", (fp32.sha256,))
+        folding = write_json(folder / "onnx" / "folding.json", report, "folding", (fp32.sha256,))
         return Graphs(
             fp32,
             folding,
@@ -294,126 +293,7 @@ def _write_golden(
     }
     golden = _write_bytes(folder / "golden.safetensors", save(tensors), "golden", parents)
     trial: JsonValue = {"format_version": 1, "images": len(chosen), "min_agreement": 1.0}
-    return golden, _write_json(folder / "trial.json", trial, "golden/trial", (golden.sha256,))
-
-
-# --- calibration ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SeenImages:
-    """The digests of the images that calibration and tuning have seen."""
-
-    calibration: tuple[str, ...]
-    tuning: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """The winning ranges and both Q/DQ graphs; the runners-up and their scores are in ranges.json.
-
-    `largest_activation` is the largest magnitude of any tensor over the calibration images.
-    `seen` (a `SeenImages`) lists the images that no later test may use. `tensorrt_in_fp32` is the graph
-    of TensorRT's scheme before its surroundings become FP16; it is no file of the bundle.
-    """
-
-    ranges: Artifact
-    seen: Artifact
-    method: str
-    agreement: float
-    images: int
-    largest_activation: float
-    int8_cpu: Artifact
-    tensorrt_in_fp32: Artifact
-
-
-def calibrated(
-    site: Site,
-    data: Data,
-    float_graphs: Done[Graphs],
-    answers: Done[EagerAnswers],
-    *,
-    pair_safe: bool,
-) -> Done[Calibrated]:
-    """Run the fp32 graph over the calibration images once, choose a method, write both Q/DQ graphs."""
-    fp32 = float_graphs.value.fp32
-    key = Key(
-        "calibration",
-        inputs={
-            "graph": fp32.sha256,
-            "calibration": data.calibration.sha256,
-            "tuning": data.tuning.sha256,
-            "eager": answers.value.tuning_logits.sha256,
-        },
-        options={
-            "preprocessing": encode(data.preprocessing),
-            "pair_safe": pair_safe,
-            "threads": site.threads,
-        },
-        versions=versions("onnxruntime", "onnx", "onnx-ir", "numpy"),
-        machine=site.machine,
-    )
-
-    def make(folder: Path) -> Calibrated:
-        from resedge.calibration.bakeoff import Score, bakeoff, score_logits
-        from resedge.calibration.histograms import collect
-        from resedge.calibration.placement import place
-        from resedge.calibration.ranges import METHODS
-        from resedge.runtimes.table import runtime
-
-        images = data.calibration
-        site.reporter.start("calibration", len(images))
-        batches = images.batches(64, data.preprocessing)
-        histograms = collect(fp32, batches, site.reporter, site.threads)
-        site.reporter.finish()
-        candidates = {
-            name: method(
-                histograms,
-                graph_sha256=fp32.sha256,
-                dataset_sha256=images.sha256,
-                images=len(images),
-            )
-            for name, method in METHODS.items()
-        }
-        eager = np.load(answers.value.tuning_logits.path)
-        scorer = runtime("onnxruntime")
-
-        def score(ranges: Ranges) -> Score:
-            graph = place(fp32, ranges, "cpu", folder / "candidate.onnx", pair_safe=pair_safe)
-            engine = scorer.build(graph, folder, BuildOptions("int8"))
-            with scorer.open(engine, RunOptions(site.threads)) as run:
-                logits = evaluate(
-                    run, data.tuning, data.preprocessing, site.reporter, f"tuning, {ranges.method}"
-                )
-            (folder / "candidate.onnx").unlink()
-            return score_logits(eager, logits)
-
-        result = bakeoff(candidates, score)
-        ranges = candidates[result.winner]
-        (folder / "onnx").mkdir()
-        (folder / "calibration").mkdir()
-        cpu = place(fp32, ranges, "cpu", folder / "onnx/int8.cpu.onnx", pair_safe=pair_safe)
-        (folder / "between").mkdir()
-        tensorrt = place(fp32, ranges, "tensorrt", folder / "between/int8.tensorrt-fp32.onnx")
-        document = {"format_version": 1, "ranges": encode(ranges), "bakeoff": encode(result)}
-        written = _write_json(
-            folder / "calibration/ranges.json", document, "ranges", (fp32.sha256, images.sha256)
-        )
-        digests = SeenImages(images.digests, data.tuning.digests)
-        seen = _write_json(folder / "calibration/images.json", digests, "images", ())
-        best = next(entry for entry in result.scores if entry.name == result.winner)
-        return Calibrated(
-            written,
-            seen,
-            result.winner,
-            best.score.agreement,
-            len(images),
-            max(max(-low, high) for low, high in candidates["minmax"].table.values()),
-            cpu,
-            tensorrt,
-        )
-
-    return run_stage(site, key, Calibrated, make)
+    return golden, write_json(folder / "trial.json", trial, "golden/trial", (golden.sha256,))
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -424,7 +304,8 @@ def _write_bytes(path: Path, content: bytes, kind: str, parents: tuple[str, ...]
     return Artifact(path, sha256_bytes(content), kind, parents=parents)
 
 
-def _write_json(path: Path, value: object, kind: str, parents: tuple[str, ...]) -> Artifact:
+def write_json(path: Path, value: object, kind: str, parents: tuple[str, ...]) -> Artifact:
+    """Write a value of ours as canonical JSON."""
     return _write_bytes(path, canonical_json(encode(value)).encode(), kind, parents)
 
 

@@ -15,25 +15,33 @@ def _ranges(name: str) -> Ranges:
     return Ranges({}, name, "a", "b", 1)
 
 
+def _score(agreement: float, kl: float) -> Score:
+    return Score(agreement, kl, drop=0.0, images=1000)
+
+
 @pytest.mark.parametrize(
     ("scores", "winner"),
     [
-        ({"a": (0.9, 0.1), "b": (0.95, 0.7)}, "b"),
-        ({"a": (0.9, 0.3), "b": (0.9, 0.1), "c": (0.8, 0.0)}, "b"),
-        ({"a": (0.9, 0.1), "b": (0.9, 0.1)}, "a"),
+        ({"a": (0.90, 0.1), "b": (0.95, 0.7)}, "b"),  # 100 images differ against 50: no chance
+        ({"a": (0.90, 0.3), "b": (0.90, 0.1), "c": (0.8, 0.0)}, "b"),
+        ({"a": (0.90, 0.1), "b": (0.90, 0.1)}, "a"),
+        ({"a": (0.991, 0.3), "b": (0.989, 0.1)}, "b"),  # 9 against 11: within the square root of 9
+        ({"a": (0.991, 0.3), "b": (0.987, 0.1)}, "a"),  # 9 against 13: not
+        ({"a": (1.0, 0.3), "b": (0.999, 0.1)}, "b"),  # none against one
     ],
 )
-def test_agreement_decides_then_divergence_then_order(
+def test_fewest_disagreements_up_to_chance_then_divergence_then_order(
     scores: dict[str, tuple[float, float]], winner: str
 ) -> None:
     candidates = {name: _ranges(name) for name in scores}
-    result = bakeoff(candidates, lambda ranges: Score(*scores[ranges.method]))
-    assert result == BakeOff(winner, tuple(Entry(n, Score(*s)) for n, s in scores.items()))
+    result = bakeoff(candidates, lambda ranges: _score(*scores[ranges.method]))
+    assert result == BakeOff(winner, tuple(Entry(n, _score(*s)) for n, s in scores.items()))
+    assert result.best == _score(*scores[winner])
 
 
 def test_a_bake_off_needs_candidates() -> None:
     with pytest.raises(ValueError, match="no candidates"):
-        bakeoff({}, lambda _: Score(1, 0))
+        bakeoff({}, lambda _: _score(1, 0))
 
 
 def test_scores_are_those_of_the_definition() -> None:
@@ -43,7 +51,7 @@ def test_scores_are_those_of_the_definition() -> None:
     first = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     assert score.kl == pytest.approx(first / 2, rel=1e-6)
     assert score.agreement == 0.5
-    assert score_logits(eager, eager) == Score(1.0, 0.0)
+    assert score_logits(eager, eager) == Score(1.0, 0.0, 0.0, 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

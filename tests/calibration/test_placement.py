@@ -147,7 +147,7 @@ def test_the_artifact_says_what_it_was_made_from(
         model.inputs,
         model.outputs,
         (model.sha256, sha256_json(encode(ranges))),
-        {"scheme": "tensorrt", "method": "minmax", "pair_safe": True},
+        {"scheme": "tensorrt", "method": "minmax", "pair_safe": True, "kept": []},
     )
 
 
@@ -328,3 +328,33 @@ def test_tensorrt_rtx_builds_every_conv_in_int8(placed: dict[tuple[str, str], Ar
     assert len(convs) == sum(node.op_type == "Conv" for node in _graph(model).node)
     assert all(inputs == ["Int8"] for inputs in convs)
     assert [inputs for kind, inputs in layers if kind == "gemm"] == [["Int8"]]
+
+
+@pytest.mark.parametrize("scheme", BOTH)
+def test_layers_that_are_kept_stay_float(
+    scheme: str, networks: dict[str, Artifact], calibrated: dict[str, Ranges], tmp_path: Path
+) -> None:
+    kept = frozenset({"layer.1.conv1", "linear"})
+    placed = place(networks["notebook"], calibrated["notebook"], scheme, tmp_path / "k.onnx", kept=kept)
+    graph = onnx.load(placed.path).graph
+    inputs = {node.name: list(node.input) for node in graph.node}
+    assert inputs["layer.1.conv1"][:2] == ["layer.0.add.out", "layer.1.conv1.weight"]
+    assert inputs["layer.1.conv3"][0] == "layer.0.add.out.dequantized"  # its other reader
+    assert inputs["linear"][1] == "linear.weight"
+    assert inputs["flatten"][0] == "layer.2.add.out"  # only the Gemm behind it wanted it quantised
+    assert placed.meta["kept"] == ["layer.1.conv1", "linear"]
+    assert json.loads(onnx.load(placed.path).metadata_props[0].value) == ["layer.1.conv1", "linear"]
+
+
+def test_an_unknown_layer_cannot_be_kept(
+    networks: dict[str, Artifact], calibrated: dict[str, Ranges], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"layer\.9"):
+        place(
+            networks["notebook"],
+            calibrated["notebook"],
+            "cpu",
+            tmp_path / "k.onnx",
+            kept=frozenset({"layer.9"}),
+        )
+    assert not (tmp_path / "k.onnx").exists()

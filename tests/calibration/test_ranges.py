@@ -86,7 +86,10 @@ def test_a_percentage_out_of_bounds_is_refused(p: float) -> None:
 def test_every_method_names_its_ranges() -> None:
     histograms = {"x": count(np.linspace(-1, 1, 20_001, dtype=np.float32))}
     made = {name: method(histograms, images=9, **OF) for name, method in METHODS.items()}
-    assert list(made) == ["minmax", "percentile-99.9", "percentile-99.99", "percentile-99.999"]
+    assert list(made) == [
+        *("minmax", "percentile-99.9", "percentile-99.99", "percentile-99.999"),
+        *("entropy", "mse-cpu", "mse-tensorrt"),
+    ]
     assert all(ranges.method == name and ranges.images == 9 for name, ranges in made.items())
     assert made["percentile-99.9"].table["x"][1] == pytest.approx(0.999, abs=1 / 1024)
     assert made["percentile-99.99"].table["x"][1] == pytest.approx(0.9999, abs=1 / 1024)

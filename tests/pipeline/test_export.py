@@ -38,6 +38,7 @@ def test_the_bundle_holds_what_the_design_says(job: Job) -> None:
     assert [a.path.as_posix() for a in bundle.manifest.files] == sorted(
         [
             "calibration/images.json",
+            "calibration/layers.json",
             "calibration/ranges.json",
             *(f"engines/openvino-{p}.{s}" for p in ("fp32", "fp16", "int8") for s in ("xml", "bin")),
             "golden/golden.safetensors",

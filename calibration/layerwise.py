@@ -1,0 +1,277 @@
+"""Numbers of a Q/DQ graph fitted layer by layer, on images: biases corrected, weights rounded together.
+
+The FP32 graph and the Q/DQ graph made from it are walked side by side over the same few images. At each
+layer with a quantised weight the quantised side has its real input, all earlier layers adjusted. There
+the weight may be rounded anew (`resedge.calibration.rounding`), and what the output's mean per channel
+is off by goes into the bias (Nagel et al., 2019, "Data-Free Quantization Through Weight Equalization
+and Bias Correction", section 4.2, measured instead of derived).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from resedge.artifacts import Artifact, sha256_bytes
+from resedge.calibration.graph import is_constant, label, name_of, read_graph, run_node, write_graph
+from resedge.calibration.rounding import round_together
+from resedge.calibration.rules import check_qdq
+from resedge.calibration.schemes import is_weighted, weight_axis
+from resedge.errors import GraphRefused
+from resedge.files import write_bytes
+from resedge.protocols import Float32Array, Progress
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_LARGEST_TENSOR: Final = 100_000_000  # bytes of one activation over all images of a walk
+_MOST_IMAGES: Final = 128
+_EXACT: Final = 200.0  # dB, of an output that does not differ at all
+
+_Tensor = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Adjustment:
+    """What one layer of a Q/DQ graph gets.
+
+    `bias` is (output channels,) float32, to be added; `integers` replaces the weight's int8 numbers,
+    None leaves them. `sqnr` is the signal to quantisation noise ratio of the layer's output in dB,
+    before the adjustment and with all layers before it adjusted.
+    """
+
+    bias: Float32Array
+    integers: npt.NDArray[np.int8] | None
+    sqnr: float
+
+
+def images_for(model: Artifact) -> int:
+    """Return how many images a walk over a graph should hold, 1 to 128: its memory bounds them."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model.read()))
+    sizes = [
+        math.prod(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[1:])
+        for value in (*inferred.graph.value_info, *inferred.graph.input)
+    ]
+    return min(max(_LARGEST_TENSOR // (4 * int(max(sizes))), 1), _MOST_IMAGES)
+
+
+def adjust(
+    model: Artifact,
+    quantised: Artifact,
+    images: Float32Array,
+    *,
+    rounding: bool,
+    pair_safe: bool,
+    threads: int,
+    progress: Progress,
+) -> Mapping[str, Adjustment]:
+    """Fit the layers of a Q/DQ graph to the FP32 graph that it was made from.
+
+    Args:
+        model: The FP32 graph.
+        quantised: Made from it by `resedge.calibration.placement.place`.
+        images: (N, C, H, W) float32, of the calibration images; see `images_for`.
+        rounding: Whether weights are rounded anew, too.
+        pair_safe: As `quantised` was placed.
+        threads: Of ONNX Runtime.
+        progress: Advanced by one a layer; the caller starts and finishes it.
+
+    Returns:
+        An adjustment for each layer with a quantised weight, by the node's name.
+
+    Raises:
+        GraphRefused: `quantised` has other nodes than `model`, or ONNX Runtime cannot run one.
+    """
+    float_walk = _Walk(read_graph(model.read(), str(model.path)).graph, images, threads)
+    walk = _Walk(read_graph(quantised.read(), str(quantised.path)).graph, images, threads)
+    found: dict[str, Adjustment] = {}
+    for node in walk.nodes:
+        inputs = walk.inputs_of(node)
+        output = walk.compute(node, inputs)
+        if _is_adjustable(node):
+            expected = float_walk.output_of(node.name or "")
+            if expected.shape != output.shape:
+                raise GraphRefused("has another shape in the FP32 graph.", where=label(node))
+            sqnr = _sqnr(expected, output)
+            integers = _rounded(walk, float_walk, node, inputs[0], pair_safe) if rounding else None
+            if integers is not None:
+                scales = walk.constant(_dequantise_of(node), 1)
+                output = walk.compute(node, [inputs[0], _dequantised(integers, scales, node), *inputs[2:]])
+            bias = _mean_by_channel(expected - output)
+            output = output + bias.reshape([-1 if axis == 1 else 1 for axis in range(output.ndim)])
+            found[node.name or ""] = Adjustment(bias, integers, sqnr)
+            progress.advance(1)
+        walk.keep(node, output)
+    return found
+
+
+def apply(quantised: Artifact, adjustments: Mapping[str, Adjustment], out: Path) -> Artifact:
+    """Write a Q/DQ graph with its layers adjusted.
+
+    Args:
+        quantised: As it was placed; layers that are float in it stay as they are.
+        adjustments: By the node's name, see `adjust`.
+        out: The file to write.
+
+    Returns:
+        An artifact of the same kind, checked by `check_qdq`; `meta["adjusted"]` says what was.
+
+    Raises:
+        GraphRefused: An adjustment does not fit its node.
+    """
+    import onnx_ir as ir
+
+    model = read_graph(quantised.read(), str(quantised.path))
+    graph = model.graph
+    for node in tuple(graph):
+        adjustment = adjustments.get(node.name or "")
+        if adjustment is None or not _is_adjustable(node):
+            continue
+        if adjustment.integers is not None:
+            stored = _dequantise_of(node).inputs[0]
+            assert stored is not None  # `check_qdq` has seen it
+            stored.const_value = ir.tensor(adjustment.integers, name=stored.name)
+        _add_to_bias(graph, node, adjustment.bias)
+    data = write_graph(model)
+    check_qdq(data, str(quantised.meta["scheme"]))
+    write_bytes(out, data)
+    rounding = any(adjustment.integers is not None for adjustment in adjustments.values())
+    return replace(
+        quantised,
+        path=out,
+        sha256=sha256_bytes(data),
+        parents=(*quantised.parents, quantised.sha256),
+        meta={**quantised.meta, "adjusted": "rounding and bias" if rounding else "bias"},
+    )
+
+
+class _Walk:
+    """A graph computed node by node over a set of images; a tensor is held until its last reader."""
+
+    def __init__(self, graph: ir.Graph, images: Float32Array, threads: int) -> None:
+        self.nodes = tuple(graph)
+        self._threads = threads
+        self._left = Counter(value for node in graph for value in node.inputs if value is not None)
+        self._tensors: dict[ir.Value, _Tensor] = {graph.inputs[0]: images}
+        self._remaining = iter(self.nodes)
+
+    def output_of(self, name: str) -> Float32Array:
+        """Compute up to the node of that name and return its output."""
+        for node in self._remaining:
+            output = self.compute(node, self.inputs_of(node))
+            self.keep(node, output)
+            if node.name == name:
+                return output
+        raise GraphRefused("is not in the FP32 graph, or not in this order.", where=name)
+
+    def inputs_of(self, node: ir.Node) -> list[_Tensor | None]:
+        """Return a node's inputs; None is one that is left out."""
+        return [self._tensor(value) for value in node.inputs]
+
+    def constant(self, node: ir.Node, index: int) -> _Tensor:
+        """Return an input of a node that is fixed in the file."""
+        value = node.inputs[index]
+        if value is None or value.const_value is None:
+            raise GraphRefused(f"input {index} is not a constant in the file.", where=label(node))
+        return value.const_value.numpy()
+
+    def compute(self, node: ir.Node, inputs: Sequence[_Tensor | None]) -> _Tensor:
+        """Run one node in ONNX Runtime."""
+        return run_node(node, inputs, self._threads)
+
+    def keep(self, node: ir.Node, output: _Tensor) -> None:
+        """Hold a node's output for its readers, and let go of what it was the last to read."""
+        self._tensors[node.outputs[0]] = output
+        for value in node.inputs:
+            if value is None:
+                continue
+            self._left[value] -= 1
+            if not self._left[value]:
+                self._tensors.pop(value, None)
+
+    def _tensor(self, value: ir.Value | None) -> _Tensor | None:
+        if value is None:
+            return None
+        return self._tensors[value] if value.const_value is None else value.const_value.numpy()
+
+
+def _is_adjustable(node: ir.Node) -> bool:
+    """Say whether a node has a quantised weight and a place for a bias (a MatMul has none)."""
+    if node.op_type == "Gemm" and any(
+        node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")
+    ):
+        return False
+    return is_weighted(node) and node.op_type != "MatMul" and not is_constant(node.inputs[1])
+
+
+def _rounded(
+    walk: _Walk, float_walk: _Walk, node: ir.Node, activation: _Tensor | None, pair_safe: bool
+) -> npt.NDArray[np.int8] | None:
+    """Round a layer's weight anew; None where it is shared between layers or `round_together` declines."""
+    dequantise = _dequantise_of(node)
+    original = next(other for other in float_walk.nodes if other.name == node.name)
+    if len(dequantise.outputs[0].uses()) > 1 or activation is None:
+        return None
+    return round_together(
+        float_walk.constant(original, 1), walk.constant(dequantise, 1), activation, node, pair_safe=pair_safe
+    )
+
+
+def _dequantise_of(node: ir.Node) -> ir.Node:
+    weight = node.inputs[1]
+    producer = weight.producer() if weight is not None else None
+    if producer is None or producer.op_type != "DequantizeLinear":
+        raise GraphRefused("its weight is not quantised.", where=label(node))
+    return producer
+
+
+def _dequantised(integers: npt.NDArray[np.int8], scales: _Tensor, node: ir.Node) -> Float32Array:
+    along = [-1 if axis == weight_axis(node) else 1 for axis in range(integers.ndim)]
+    product: Float32Array = integers.astype(np.float32) * scales.reshape(along)
+    return product
+
+
+def _mean_by_channel(difference: Float32Array) -> Float32Array:
+    others = tuple(axis for axis in range(difference.ndim) if axis != 1)
+    means: Float32Array = difference.mean(axis=others, dtype=np.float64).astype(np.float32)
+    return means
+
+
+def _sqnr(expected: Float32Array, given: Float32Array) -> float:
+    signal = float(np.square(expected, dtype=np.float64).sum())
+    noise = float(np.square(expected - given, dtype=np.float64).sum())
+    if not noise:
+        return _EXACT
+    return min(10 * math.log10(signal / noise), _EXACT) if signal else -_EXACT
+
+
+def _add_to_bias(graph: ir.Graph, node: ir.Node, correction: Float32Array) -> None:
+    """Give a node a bias of its own, the old one plus the correction."""
+    import onnx_ir as ir
+
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    numbers = correction
+    if old is not None:
+        if old.const_value is None:
+            raise GraphRefused("its bias is not a constant in the file.", where=label(node))
+        numbers = (old.const_value.numpy().astype(np.float64) + correction).astype(np.float32)
+    name = f"{name_of(node.outputs[0])}.corrected_bias"
+    tensor = ir.tensor(numbers, name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(numbers.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    if len(node.inputs) < 3:
+        node.resize_inputs(3)
+    node.replace_input_with(2, value)
+    if old is not None and not old.uses() and not old.is_graph_output():
+        graph.initializers.pop(name_of(old), None)
