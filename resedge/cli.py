@@ -157,6 +157,7 @@ def main(debug: bool) -> None:
     \b
     resedge export            the whole job on the built-in model and images
     resedge bench             measure a bundle's engines here, against eager
+    resedge explain B         which layers INT8 hurts, and what to do about it
     resedge predict B IMAGE   classify images with an engine of a bundle
 
     Exit codes: 0 done and within budget; 1 a verdict failed; 2 wrong usage; 3 inconclusive; 4 a backend
@@ -320,6 +321,20 @@ def inspect(path: Path) -> int:
     from resedge.pipeline.inspecting import inspect as run
 
     print_pairs(run(path))
+    return 0
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+def explain(bundle: Path) -> int:
+    """Say what INT8 costs BUNDLE's model: which layers, which ranges, and what each cure buys.
+
+    Read from what `export` measured on the tuning images; nothing is run.
+    """
+    from resedge.console import print_explanation
+    from resedge.pipeline.explaining import explain as run
+
+    print_explanation(run(bundle))
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -24,7 +25,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from resedge.artifacts import JsonValue, Verdict
+    from resedge.calibration.bakeoff import Entry
     from resedge.errors import ResedgeError
+    from resedge.pipeline.explaining import Explanation
     from resedge.pipeline.inspecting import Diagnosis
 
 _NAME_WIDTH = 10
@@ -132,6 +135,65 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     for name, text in pairs:
         grid.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     Console(highlight=False).print(grid)
+
+
+def print_explanation(found: Explanation) -> None:
+    """Print what `resedge explain` read."""
+    console = Console(highlight=False)
+    for scheme, methods in found.methods.items():
+        fits = found.fits[scheme]
+        others = "; ".join(_scored(entry) for entry in sorted(methods.scores, key=_by_divergence))
+        console.print(f"[bold]{scheme}[/bold]: ranges {methods.winner}, weights {fits.winner}")
+        console.print(f"  [dim]ranges on the hardest tuning images: {escape(others)}[/dim]")
+        console.print(f"  [dim]fits: {escape('; '.join(_scored(entry) for entry in fits.scores))}[/dim]")
+    console.print()
+    if found.layers:
+        console.print(_layer_table(found))
+    else:
+        console.print("The layers' sensitivities were not measured: `resedge export --thorough` does.")
+    for clipped in found.clipped:
+        console.print(
+            f"clips: {escape(clipped.tensor)} ({clipped.scheme}) holds {clipped.values[0]:.3g} to "
+            f"{clipped.values[1]:.3g}, its range is {clipped.range[0]:.3g} to {clipped.range[1]:.3g}"
+        )
+    for name, largest in found.beyond_half:
+        console.print(f"overflows FP16: {escape(name)} reaches {largest:,.0f}, FP16 ends at 65,504")
+    for trial in found.search.trials[1:]:
+        console.print(
+            f"tried: {escape(', '.join(trial.kept))} float ({trial.share:.1%} of the work): "
+            f"drop {trial.score.drop:.2%} of {found.max_drop:.2%} allowed, {trial.score.agreement:.2%} agree"
+        )
+    if not found.search.met:
+        console.print("[yellow]the budget is not met[/yellow] by any graph with half of its work in INT8")
+    for cure in found.cures:
+        console.print(
+            f"cure: `resedge export … --keep {escape(cure.layer)}` buys {cure.part:.0%} of what keeping "
+            f"layers float can, and takes {cure.share:.1%} of the work out of INT8"
+        )
+
+
+def _layer_table(found: Explanation) -> Table:
+    from resedge.pipeline.explaining import COARSE
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for name in ("work %", "SQNR dB", "KL gain", "agrees, points", "precision"):
+        table.add_column(name, justify="right")
+    for layer in found.layers:
+        coarse = layer.sqnr is not None and layer.sqnr < COARSE
+        sqnr = "-" if layer.sqnr is None else f"{layer.sqnr:.1f}{' coarse' if coarse else ''}"
+        kept = "float" if layer.name in found.search.kept else "int8"
+        gains = (f"{layer.kl_gain:+.1e}", f"{100 * layer.agreement_gain:+.2f}")
+        table.add_row(escape(layer.name), f"{100 * layer.share:.1f}", sqnr, *gains, kept)
+    return table
+
+
+def _scored(entry: Entry) -> str:
+    return f"{entry.name} {entry.score.disagreements} differ, KL {entry.score.kl:.1e}"
+
+
+def _by_divergence(entry: Entry) -> float:
+    return entry.score.kl
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

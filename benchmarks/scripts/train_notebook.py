@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,9 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor, *, batch_statistics: 
     return right / len(images)
 
 
-def main() -> None:
-    """Train and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(make: Callable[[], nn.Module] = ResNet, purpose: str = __doc__.splitlines()[0]) -> None:
+    """Train what `make` makes, and write its weights."""
+    parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=5)
@@ -94,7 +95,7 @@ def main() -> None:
     images, labels = arrays["train-images-idx3"], arrays["train-labels-idx1"].long()
     test_images, test_labels = arrays["t10k-images-idx3"], arrays["t10k-labels-idx1"].long()
 
-    model = ResNet()
+    model = make()
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.05)
     steps = options.epochs * (len(images) // options.batch)
     schedule: torch.optim.lr_scheduler.LRScheduler

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resedge.artifacts import Artifact, JsonValue, Ranges, encode, sha256_json
+from resedge.artifacts import Artifact, Ranges, encode, sha256_json
+from resedge.calibration.bakeoff import BakeOff, Score
+from resedge.calibration.budget import Search, Sensitivity
+from resedge.calibration.layers import Layer
 from resedge.pipeline.running import evaluate
 from resedge.pipeline.stages import EagerAnswers, Graphs, write_json
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
@@ -18,10 +21,7 @@ from resedge.protocols import BuildOptions, Float32Array, RunOptions
 from resedge.store import Key
 
 if TYPE_CHECKING:
-    from resedge.calibration.bakeoff import BakeOff, Score
-    from resedge.calibration.budget import Search, Sensitivity
     from resedge.calibration.histograms import Histograms
-    from resedge.calibration.layers import Layer
     from resedge.calibration.layerwise import Adjustment
 
 FEW_IMAGES = 32
@@ -50,6 +50,40 @@ class SeenImages:
 
     calibration: tuple[str, ...]
     tuning: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How one scheme's ranges and fits were chosen, with every candidate's score."""
+
+    ranges: Ranges
+    methods: BakeOff
+    fits: BakeOff
+
+
+@dataclass(frozen=True)
+class RangesDocument:
+    """calibration/ranges.json.
+
+    `extremes` are the least and largest value of each tensor. `spread_of_subsets` has the scores of the
+    chosen method's ranges, for the CPU, as disjoint subsets of the calibration images give them.
+    """
+
+    format_version: int
+    extremes: Mapping[str, tuple[float, float]]
+    schemes: Mapping[str, Choices]
+    spread_of_subsets: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class LayersDocument:
+    """calibration/layers.json; `sensitivity` is None where it was not measured."""
+
+    format_version: int
+    layers: tuple[Layer, ...]
+    sensitivity: tuple[Sensitivity, ...] | None
+    search: Search
+    max_drop: float
 
 
 @dataclass(frozen=True)
@@ -213,16 +247,11 @@ def _calibrate(bench: _Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
     bench.candidate.unlink(missing_ok=True)
     fits = {"cpu": fit_cpu, "tensorrt": fit_tensorrt}
     spread = _spread(bench, subsets, fit_cpu.ranges.method, kept, pair_safe)
-    ranges = _describe_ranges(fits, candidates["minmax"], spread)
+    choices = {name: Choices(fit.ranges, fit.methods, fit.fits) for name, fit in fits.items()}
+    ranges = RangesDocument(1, candidates["minmax"].table, choices, tuple(spread))
     parents = (bench.fp32.sha256, data.calibration.sha256)
     seen = SeenImages(data.calibration.digests, data.tuning.digests)
-    described = {
-        "format_version": 1,
-        "layers": encode(layers),
-        "sensitivity": encode(found),
-        "search": encode(searched),
-        "max_drop": tuning.max_drop,
-    }
+    described = LayersDocument(1, layers, found, searched, tuning.max_drop)
     return Calibrated(
         ranges=write_json(folder / "calibration/ranges.json", ranges, "ranges", parents),
         layers=write_json(folder / "calibration/layers.json", described, "layers", parents),
@@ -366,7 +395,7 @@ def _spend(
     measured: bool,
 ) -> tuple[tuple[Sensitivity, ...] | None, Search]:
     """Measure the layers' sensitivities if asked, and keep as few float as the budget needs."""
-    from resedge.calibration.budget import Search, Trial, search, sensitivities
+    from resedge.calibration.budget import Trial, search, sensitivities
     from resedge.calibration.layerwise import apply
     from resedge.calibration.placement import place
 
@@ -393,22 +422,6 @@ def _spend(
 
 
 # --- what is said of it --------------------------------------------------------------------------
-
-
-def _describe_ranges(fits: Mapping[str, _Fit], extremes: Ranges, spread: list[Score]) -> dict[str, JsonValue]:
-    return {
-        "format_version": 1,
-        "extremes": encode(extremes.table),
-        "schemes": {
-            name: {
-                "ranges": encode(fit.ranges),
-                "methods": encode(fit.methods),
-                "fits": encode(fit.fits),
-            }
-            for name, fit in fits.items()
-        },
-        "spread_of_subsets": encode(spread),
-    }
 
 
 def _summary(bench: _Bench, fit: _Fit) -> Scheme:

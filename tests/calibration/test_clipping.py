@@ -48,14 +48,15 @@ def test_the_squared_error_is_within_a_few_per_cent_of_the_least_there_is(shape:
 
 
 def test_levels_that_are_on_the_grid_are_not_clipped() -> None:
-    pixels = (np.arange(256, dtype=np.float32).repeat(50) / 255 - 0.286) / 0.353
+    pixels = ((np.arange(256).repeat(50) / 255 - 0.286) / 0.353).astype(np.float32)
     low, high = least_squares(count(pixels), SCHEMES["cpu"])
     assert (low, high) == (float(pixels.min()), float(pixels.max()))
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0, -2.0])
 def test_a_tensor_of_one_value_keeps_it(value: float) -> None:
-    histogram = count(np.full(5, value).astype(np.float32))
+    values: Float32Array = np.full(5, value, np.float32)
+    histogram = count(values)
     whole = (min(value, 0.0), max(value, 0.0))
     assert least_squares(histogram, SCHEMES["cpu"]) == whole
     assert least_divergence(histogram) == whole
