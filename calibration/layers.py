@@ -6,11 +6,15 @@ import difflib
 import math
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from resedge.artifacts import Artifact
 from resedge.calibration.graph import is_constant, name_of, read_graph
 from resedge.calibration.schemes import is_weighted
 from resedge.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _MODULE_KEY = "resedge.module"
 
@@ -33,7 +37,7 @@ def layers_of(model: Artifact) -> tuple[Layer, ...]:
     inferred = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model.read()))
     spatial = {
         value.name: math.prod(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[2:])
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
+        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
     }
     found = []
     for node in read_graph(model.read(), str(model.path)).graph:
@@ -41,11 +45,16 @@ def layers_of(model: Artifact) -> tuple[Layer, ...]:
         if weight is None or not is_constant(weight):
             continue
         assert isinstance(weight.shape, ir.Shape)  # of an initialiser
-        places = spatial[name_of(node.outputs[0])] if node.op_type == "Conv" else 1
-        macs = math.prod(weight.shape.numpy()) * places
+        macs = math.prod(weight.shape.numpy()) * spatial.get(_placed(node), 1)
         module = node.metadata_props.get(_MODULE_KEY, node.name or "")
         found.append(Layer(node.name or "", module, node.op_type, macs))
     return tuple(found)
+
+
+def _placed(node: ir.Node) -> str:
+    """Return the tensor over whose places a convolution moves its weight, "" for a matrix."""
+    ends = {"Conv": node.outputs[0], "ConvTranspose": node.inputs[0]}
+    return name_of(ends.get(node.op_type))
 
 
 def chosen(layers: tuple[Layer, ...], names: AbstractSet[str]) -> frozenset[str]:

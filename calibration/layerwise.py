@@ -98,11 +98,11 @@ def adjust(
         inputs = walk.inputs_of(node)
         output = walk.compute(node, inputs)
         if _is_adjustable(node):
-            expected = float_walk.output_of(node.name or "")
+            intended, expected = float_walk.input_and_output_of(node.name or "")
             if expected.shape != output.shape:
                 raise GraphRefused("has another shape in the FP32 graph.", where=label(node))
             sqnr = _sqnr(expected, output)
-            integers = _rounded(walk, float_walk, node, inputs[0], pair_safe) if rounding else None
+            integers = _rounded(walk, float_walk, node, inputs[0], intended, pair_safe) if rounding else None
             if integers is not None:
                 scales = walk.constant(_dequantise_of(node), 1)
                 output = walk.compute(node, [inputs[0], _dequantised(integers, scales, node), *inputs[2:]])
@@ -164,13 +164,15 @@ class _Walk:
         self._tensors: dict[ir.Value, _Tensor] = {graph.inputs[0]: images}
         self._remaining = iter(self.nodes)
 
-    def output_of(self, name: str) -> Float32Array:
-        """Compute up to the node of that name and return its output."""
+    def input_and_output_of(self, name: str) -> tuple[Float32Array, Float32Array]:
+        """Compute up to the node of that name and return its first input and its output."""
         for node in self._remaining:
-            output = self.compute(node, self.inputs_of(node))
+            inputs = self.inputs_of(node)
+            output = self.compute(node, inputs)
             self.keep(node, output)
             if node.name == name:
-                return output
+                assert inputs[0] is not None  # of a node with a weight
+                return inputs[0], output
         raise GraphRefused("is not in the FP32 graph, or not in this order.", where=name)
 
     def inputs_of(self, node: ir.Node) -> list[_Tensor | None]:
@@ -214,16 +216,25 @@ def _is_adjustable(node: ir.Node) -> bool:
 
 
 def _rounded(
-    walk: _Walk, float_walk: _Walk, node: ir.Node, activation: _Tensor | None, pair_safe: bool
+    walk: _Walk,
+    float_walk: _Walk,
+    node: ir.Node,
+    activation: _Tensor | None,
+    intended: Float32Array,
+    pair_safe: bool,
 ) -> npt.NDArray[np.int8] | None:
-    """Round a layer's weight anew; None where it is shared between layers or `round_together` declines."""
+    """Round a layer's weight anew; None where it is shared between layers or `round_together` declines.
+
+    A ConvTranspose keeps its rounding: how its input meets the weight is not what `round_together` knows.
+    """
+    if node.op_type == "ConvTranspose":
+        return None
     dequantise = _dequantise_of(node)
     original = next(other for other in float_walk.nodes if other.name == node.name)
     if len(dequantise.outputs[0].uses()) > 1 or activation is None:
         return None
-    return round_together(
-        float_walk.constant(original, 1), walk.constant(dequantise, 1), activation, node, pair_safe=pair_safe
-    )
+    weight, scales = float_walk.constant(original, 1), walk.constant(dequantise, 1)
+    return round_together(weight, scales, activation, intended, node, pair_safe=pair_safe)
 
 
 def _dequantise_of(node: ir.Node) -> ir.Node:

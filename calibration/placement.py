@@ -118,10 +118,8 @@ def _quantise_activations(graph: ir.Graph, ranges: Ranges, scheme: Scheme, kept:
 
 def _insert_pair(graph: ir.Graph, site: Site, ranges: Ranges, scheme: Scheme) -> ir.Value:
     """Put Q and DQ behind a tensor's producer, and return what DQ gives."""
-    value, name, origin = site.value, name_of(site.value), name_of(site.origin)
-    if origin not in ranges.table:
-        raise StaleArtifact("has no calibrated range.", where=origin, cure="Calibrate this graph.")
-    grid = activation_grid(*ranges.table[origin], scheme)
+    value, name = site.value, name_of(site.value)
+    grid = activation_grid(*_range_of(site, ranges), scheme)
     scale = _initialiser(graph, f"{name}.scale", np.asarray(grid.scale))
     zero_point = _initialiser(graph, f"{name}.zero_point", np.asarray(grid.zero_point, dtype=scheme.dtype))
     quantise = _node("QuantizeLinear", [value, scale, zero_point], f"{name}.quantized")
@@ -133,6 +131,16 @@ def _insert_pair(graph: ir.Graph, site: Site, ranges: Ranges, scheme: Scheme) ->
     else:
         graph.insert_after(producer, [quantise, dequantise])
     return dequantise.outputs[0]
+
+
+def _range_of(site: Site, ranges: Ranges) -> tuple[float, float]:
+    """Return the range that holds those of all tensors with which a site must share its scale."""
+    names = [name_of(origin) for origin in site.origins]
+    for name in names:
+        if name not in ranges.table:
+            raise StaleArtifact("has no calibrated range.", where=name, cure="Calibrate this graph.")
+    lows, highs = zip(*(ranges.table[name] for name in names), strict=True)
+    return min(lows), max(highs)
 
 
 def _quantise_weights(graph: ir.Graph, scheme: Scheme, pair_safe: bool, kept: AbstractSet[str]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _MOST_COLUMNS: Final = 5000  # of one matrix of second moments: 200 MB in float64
-_POSITIONS_A_COLUMN: Final = 8  # more say little more about the moments
+_POSITIONS_A_COLUMN: Final = 32  # fewer would fit their own noise
 _DAMPING: Final = 0.01  # of the mean variance, as in GPTQ
 _BLOCK: Final = 128
 _TOP: Final = 127
@@ -33,6 +33,7 @@ def round_together(
     weight: Float32Array,
     scales: Float32Array,
     activation: Float32Array,
+    intended: Float32Array,
     node: ir.Node,
     *,
     pair_safe: bool,
@@ -43,6 +44,7 @@ def round_together(
         weight: The float weight, (out, in / groups, *kernel) or a matrix.
         scales: (out,) float32.
         activation: The node's first input, (N, C, H, W) or (N, C) float32.
+        intended: The same without any quantisation: what the float weight was meant for.
         node: Its attributes say stride, padding, dilation, groups, transposition.
         pair_safe: Keep pairs of weights within 16 bits, see `resedge.calibration.saturation`.
 
@@ -57,27 +59,42 @@ def round_together(
     pairs = partners(rows.shape) if pair_safe else None
     result = np.empty(matrix.shape, np.int8)
     for group, chosen in enumerate(np.split(np.arange(len(rows)), groups)):
-        moments = _second_moments(activation, node, rows.shape[1:], group, groups)
-        result[chosen] = _compensated(matrix[chosen], moments, pairs)
+        given, meant = (_columns(x, node, rows.shape[1:], group, groups) for x in (activation, intended))
+        moments = _damped(given.T @ given)
+        result[chosen] = _compensated(_refitted(matrix[chosen], given, meant, moments), moments, pairs)
     return np.ascontiguousarray(np.moveaxis(result.reshape(rows.shape), 0, weight_axis(node)))
 
 
-def _second_moments(
+def _columns(
     activation: Float32Array, node: ir.Node, shape: tuple[int, ...], group: int, groups: int
-) -> _Float64:
-    """Return the damped covariance of what meets a group's weights, (columns, columns)."""
+) -> Float32Array:
+    """Return what meets a group's weights, (positions, columns), less its mean: the bias is fitted later."""
     if node.op_type == "Conv":
         each = activation.shape[1] // groups
         columns = _patches(activation[:, group * each : (group + 1) * each], node, shape)
     else:
         columns = activation
-    # The bias is fitted afterwards, so that only the deviation from the mean counts.
-    centred = columns - columns.mean(axis=0, dtype=np.float64).astype(np.float32)
-    moments = (centred.T @ centred).astype(np.float64)
-    mean = float(np.trace(moments)) / len(moments)
-    moments[np.diag_indices_from(moments)] += _DAMPING * mean if mean else 1.0
-    damped: _Float64 = moments
+    centred: Float32Array = columns - columns.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return centred
+
+
+def _damped(moments: Float32Array) -> _Float64:
+    """Return a matrix of second moments that can be inverted, whatever channels are dead."""
+    damped = moments.astype(np.float64)
+    mean = float(np.trace(damped)) / len(damped)
+    damped[np.diag_indices_from(damped)] += _DAMPING * mean if mean else 1.0
     return damped
+
+
+def _refitted(matrix: _Float64, given: Float32Array, meant: Float32Array, moments: _Float64) -> _Float64:
+    """Return the weights that make of the given inputs what `matrix` makes of the intended ones.
+
+    Ridge regression towards `matrix`. Neighbouring inputs are much alike, their quantisation noise is
+    not: the fit averages it away.
+    """
+    error = ((meant - given).T @ given).astype(np.float64)
+    refitted: _Float64 = matrix + matrix @ np.linalg.solve(moments, error.T).T
+    return refitted
 
 
 def _patches(images: Float32Array, node: ir.Node, shape: tuple[int, ...]) -> Float32Array:

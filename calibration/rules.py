@@ -8,6 +8,7 @@ surroundings.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from resedge.calibration.graph import is_constant, label, name_of, read_graph
 from resedge.calibration.grids import SMALLEST_HALF_SCALE
 from resedge.calibration.schemes import (
     Scheme,
+    Site,
     activation_sites,
     is_weighted,
     scheme_named,
@@ -192,7 +194,8 @@ def _check_weight(node: ir.Node) -> None:
 def _check_sites(graph: ir.Graph, scheme: Scheme, kept: frozenset[str]) -> None:
     """Take the activations' pairs away, ask the scheme where they belong, and compare."""
     found = _remove_pairs(graph)
-    wanted = {(site.node, site.index) for site in activation_sites(graph, scheme, kept)}
+    sites = tuple(activation_sites(graph, scheme, kept))
+    wanted = {(site.node, site.index) for site in sites}
     for node in graph:
         for index in range(len(node.inputs)):
             if ((node, index) in found) == ((node, index) in wanted):
@@ -202,10 +205,27 @@ def _check_sites(graph: ir.Graph, scheme: Scheme, kept: frozenset[str]) -> None:
                 f"input {index} {state} quantised, which the scheme {scheme.name!r} {rule} demand.",
                 where=label(node),
             )
+    _check_shared_grids(sites, found)
 
 
-def _remove_pairs(graph: ir.Graph) -> set[tuple[ir.Node, int]]:
-    found = set()
+def _check_shared_grids(sites: tuple[Site, ...], found: Mapping[tuple[ir.Node, int], ir.Node]) -> None:
+    """What only selects, moves or joins values has one grid on all its sides."""
+    first: dict[ir.Value, tuple[Site, ir.Node]] = {}
+    for site in sites:
+        quantise = found[site.node, site.index]
+        for origin in site.origins:
+            other, theirs = first.setdefault(origin, (site, quantise))
+            if any(not np.array_equal(_numbers(theirs, i), _numbers(quantise, i)) for i in (1, 2)):
+                raise GraphRefused(
+                    f"input {site.index} has not the scale and zero point of input {other.index} of"
+                    f" {label(other.node)}, whose values it shares.",
+                    where=label(site.node),
+                )
+
+
+def _remove_pairs(graph: ir.Graph) -> dict[tuple[ir.Node, int], ir.Node]:
+    """Return the QuantizeLinear of each input that read a pair."""
+    found = {}
     for node in tuple(graph):
         if node.op_type != "DequantizeLinear" or is_constant(node.inputs[0]):
             continue
@@ -213,7 +233,7 @@ def _remove_pairs(graph: ir.Graph) -> set[tuple[ir.Node, int]]:
         quantise = node.inputs[0].producer()
         assert quantise is not None  # `_check_pairs` has seen it
         for reader, index in tuple(node.outputs[0].uses()):
-            found.add((reader, index))
+            found[reader, index] = quantise
             reader.replace_input_with(index, quantise.inputs[0])
     return found
 

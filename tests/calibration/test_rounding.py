@@ -46,7 +46,7 @@ def _layer(name: str) -> tuple[Float32Array, Any, ir.Node, int]:
 def test_the_output_is_nearer_than_with_nearest_rounding(name: str, pair_safe: bool) -> None:
     weight, activation, node, axis = _layer(name)
     nearest = quantise_weight(weight, axis, SCHEMES["cpu"], pair_safe=pair_safe)
-    integers = round_together(weight, nearest.scales, activation, node, pair_safe=pair_safe)
+    integers = round_together(weight, nearest.scales, activation, activation, node, pair_safe=pair_safe)
     assert integers is not None
     assert integers.shape == weight.shape
     assert np.abs(integers.astype(int)).max() <= 127
@@ -64,10 +64,29 @@ def test_the_output_is_nearer_than_with_nearest_rounding(name: str, pair_safe: b
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_noise_of_the_inputs_is_averaged_away(name: str) -> None:
+    weight, intended, node, axis = _layer(name)
+    noise = np.random.default_rng(2).standard_normal(intended.shape) * 0.3
+    given = (intended + noise).astype(np.float32)
+    scales = quantise_weight(weight, axis, SCHEMES["cpu"], pair_safe=False).scales
+    along = [-1 if dimension == axis else 1 for dimension in range(weight.ndim)]
+    wanted = run_node(node, [intended, weight], 1)
+
+    def spread(meant: Float32Array) -> float:
+        integers = round_together(weight, scales, given, meant, node, pair_safe=False)
+        assert integers is not None
+        error = run_node(node, [given, integers.astype(np.float32) * scales.reshape(along)], 1) - wanted
+        others = tuple(dimension for dimension in range(error.ndim) if dimension != 1)
+        return float(np.square(error - error.mean(axis=others, keepdims=True)).mean())
+
+    assert spread(intended) < 0.9 * spread(given)
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_no_pair_leaves_16_bits(name: str) -> None:
     weight, activation, node, axis = _layer(name)
     scales = quantise_weight(weight, axis, SCHEMES["cpu"], pair_safe=True).scales
-    integers = round_together(weight, scales, activation, node, pair_safe=True)
+    integers = round_together(weight, scales, activation, activation, node, pair_safe=True)
     assert integers is not None
     rows = np.moveaxis(integers, axis, 0).astype(np.float64)
     assert largest_pairs(rows).max() <= LARGEST_SAFE_PAIR
@@ -78,7 +97,7 @@ def test_equal_inputs_give_nearest_rounding() -> None:
     weight, _, node, axis = _layer("gemm")
     scales = quantise_weight(weight, axis, SCHEMES["cpu"], pair_safe=False).scales
     unrelated = np.concatenate([np.eye(40), -np.eye(40)]).astype(np.float32)
-    integers = round_together(weight, scales, unrelated, node, pair_safe=False)
+    integers = round_together(weight, scales, unrelated, unrelated, node, pair_safe=False)
     assert np.array_equal(
         np.asarray(integers), quantise_weight(weight, axis, SCHEMES["cpu"], pair_safe=False).integers
     )
@@ -87,10 +106,8 @@ def test_equal_inputs_give_nearest_rounding() -> None:
 def test_a_layer_of_too_many_inputs_is_left() -> None:
     weight = np.ones((2, 6000), np.float32)
     node = ir.node("Gemm", [ir.Value(name="x"), ir.Value(name="w")], {"transB": 1})
-    assert (
-        round_together(weight, np.ones(2, np.float32), np.ones((3, 6000), np.float32), node, pair_safe=False)
-        is None
-    )
+    inputs = np.ones((3, 6000), np.float32)
+    assert round_together(weight, np.ones(2, np.float32), inputs, inputs, node, pair_safe=False) is None
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 5, 3, 3), (4, 1, 3, 3), (4, 7), (4, 8)])
