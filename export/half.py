@@ -4,17 +4,24 @@ The input is cast once, the logits are cast back, and every constant that takes 
 half. A Q/DQ graph keeps its int8 weights; its scales become half, which opset 19 is the first to allow.
 BatchNormalization keeps float32 parameters, which its definition allows beside a half input: a running
 variance may lie outside what half can hold.
+
+A node whose numbers half cannot hold stays *wide*: float32 throughout, with a Cast where it meets half.
+Runtimes fuse a DequantizeLinear with the node that reads it, so a Q/DQ pair has the precision of its
+readers, and what is cast is the tensor in front of the pair.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from resedge.artifacts import Artifact, sha256_bytes
-from resedge.errors import GraphRefused
+from resedge.errors import GraphRefused, UsageError
 from resedge.export.onnxfile import MODULE_KEY, OPSET, serialise
 from resedge.files import write_bytes
 from resedge.protocols import Array
@@ -24,24 +31,32 @@ if TYPE_CHECKING:
 
 LARGEST: Final = float(np.finfo(np.float16).max)  # 65504
 SMALLEST_SCALE: Final = float(np.finfo(np.float16).smallest_normal)  # 6.1e-5
+LIMIT: Final = LARGEST / 2  # of an activation: an image in service may go further than those that were seen
+WIDE_KEY: Final = "resedge.wide"  # of a model's metadata: the JSON list of the nodes that stay float32
 _SCALED = {"QuantizeLinear", "DequantizeLinear"}
+_RESHAPING = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_PASSING = _RESHAPING | {"MaxPool"}
 
 
-def write_half(model: Artifact, out: Path) -> Artifact:
+def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset()) -> Artifact:
     """Write the strongly typed FP16 form of a float32 ONNX graph, plain or with Q/DQ nodes.
 
     Args:
         model: An opset 19 graph whose floating-point tensors are float32.
         out: The file to write.
+        wide: Names of nodes that stay float32. A Flatten or its like that only such nodes read joins them,
+            since nothing may stand between a pair and the Flatten behind it. The file lists them all under
+            `WIDE_KEY`, Q/DQ nodes excepted.
 
     Returns:
         Kind "onnx/fp16" for "onnx/fp32", any other kind (a Q/DQ scheme's) kept; the same inputs and
         outputs, in float32. `meta["underflowed"]` counts the weights that are
-        not zero in float32 and zero in half.
+        not zero in float32 and zero in half, `meta["wide"]` lists the nodes that stay float32.
 
     Raises:
-        GraphRefused: A constant is above 65504 in magnitude, a scale is below 6.1e-5, or the graph is
-            not of that form; the tensor is named.
+        UsageError: A name in `wide` is none of a node, or that of a Q/DQ node.
+        GraphRefused: A constant of a half node is above 65504 in magnitude, a scale of one is below
+            6.1e-5, or the graph is not of that form; the tensor is named.
         StaleArtifact, InputRefused: `model` cannot be read, or `out` cannot be written.
         MachineFailure: The disk is full.
     """
@@ -50,13 +65,16 @@ def write_half(model: Artifact, out: Path) -> Artifact:
 
     halved = ir.from_proto(onnx.load_from_string(model.read()))
     _check_form(halved, model)
-    underflowed = _halve_constants(halved.graph)
+    kept = _settle(halved.graph, wide)
+    underflowed = _halve_constants(halved.graph, kept)
     for node in halved.graph:
         for value in node.outputs:
-            if value.dtype == ir.DataType.FLOAT:
+            if value.dtype == ir.DataType.FLOAT and node not in kept:
                 value.dtype = ir.DataType.FLOAT16
-    _cast_input(halved.graph)
-    _cast_output(halved.graph)
+    _cast_borders(halved.graph, kept)
+    names = sorted(str(node.name) for node in kept if node.op_type not in _SCALED)
+    if names:
+        halved.metadata_props[WIDE_KEY] = json.dumps(names)
     data = serialise(halved)
     write_bytes(out, data)
     return Artifact(
@@ -66,8 +84,70 @@ def write_half(model: Artifact, out: Path) -> Artifact:
         inputs=model.inputs,
         outputs=model.outputs,
         parents=(model.sha256,),
-        meta={**model.meta, "nodes": len(halved.graph), "underflowed": underflowed},
+        meta={**model.meta, "nodes": len(halved.graph), "underflowed": underflowed, "wide": names},
     )
+
+
+def wide_nodes(model: Artifact, largest: Mapping[str, float]) -> frozenset[str]:
+    """Return the nodes that `write_half` must keep float32, by the magnitudes of their tensors.
+
+    These are the nodes that write or read a tensor beyond `LIMIT`, half of FP16's largest number: what was
+    seen is a sample, and an image in service may reach further. A reader is one of them, since it would
+    read infinity. What leaves a Relu, MaxPool, Flatten or its like has entered it, and all but Relu pass the
+    largest number on, so a tensor that is not named is judged by one beside it. A node with a constant
+    above 65504, which needs no margin, is wide too.
+
+    Args:
+        model: The plain float32 graph.
+        largest: Maps a tensor's name to the largest magnitude seen in it; tensors may be missing.
+
+    Raises:
+        GraphRefused: A tensor that is named is not in the graph.
+        StaleArtifact, InputRefused: `model` cannot be read.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    graph = ir.from_proto(onnx.load_from_string(model.read())).graph
+    written = {value.name for node in graph for value in node.outputs}
+    if unknown := sorted(largest.keys() - written - {value.name for value in graph.inputs}):
+        raise GraphRefused("is no tensor of the graph.", where=unknown[0])
+    beyond = {name for name, magnitude in largest.items() if not magnitude <= LIMIT}
+    _spread(graph, beyond)
+    found = set()
+    for node in graph:
+        tensors = {str(value.name) for value in (*node.inputs, *node.outputs) if value is not None}
+        if tensors & beyond or _has_large_constant(node):
+            found.add(str(node.name))
+    return frozenset(found)
+
+
+def _spread(graph: ir.Graph, beyond: set[str]) -> None:
+    """Add the tensors that must hold the same large numbers as one that is known to, in place."""
+    nodes = tuple(graph)
+    for node in reversed(nodes):
+        if node.op_type in _PASSING | {"Relu"} and node.outputs[0].name in beyond:
+            beyond.add(_source_name(node))
+    for node in nodes:
+        if node.op_type in _PASSING and _source_name(node) in beyond:
+            beyond.add(str(node.outputs[0].name))
+
+
+def _source_name(node: ir.Node) -> str:
+    source = node.inputs[0]
+    return "" if source is None else str(source.name)
+
+
+def _has_large_constant(node: ir.Node) -> bool:
+    import onnx_ir as ir
+
+    for index, value in enumerate(node.inputs):
+        tensor = None if value is None else value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or _is_batchnorm_parameter(node, index):
+            continue
+        if not _magnitude(tensor.numpy()) <= LARGEST:
+            return True
+    return False
 
 
 def _check_form(model: ir.Model, artifact: Artifact) -> None:
@@ -89,36 +169,97 @@ def _check_form(model: ir.Model, artifact: Artifact) -> None:
             raise GraphRefused(f"is {value.dtype}, needed is float32.", where=value.name or where)
 
 
-def _halve_constants(graph: ir.Graph) -> int:
-    """Make every float32 constant half, in place, and return how many values underflowed to zero."""
+def _settle(graph: ir.Graph, wide: AbstractSet[str]) -> set[ir.Node]:
+    """Return the nodes that stay float32; a Q or DQ that both precisions read becomes two, in place."""
+    named = {str(node.name): node for node in graph if node.op_type not in _SCALED}
+    if unknown := sorted(wide - named.keys()):
+        raise UsageError(
+            f"{', '.join(unknown)}: no node is called so that can stay float32.",
+            where=str(graph.name),
+            cure="Q/DQ nodes have the precision of what reads them.",
+        )
+    kept = {named[name] for name in wide}
+    for node in reversed(tuple(graph)):  # readers first
+        uses = node.outputs[0].uses()
+        among = [(reader, index) for reader, index in uses if reader in kept]
+        if node in kept or not among:
+            continue
+        if len(among) == len(uses) and node.op_type in _SCALED | _RESHAPING:
+            kept.add(node)
+        elif node.op_type in _SCALED:
+            kept.add(_twin(graph, node, among))
+    return kept
+
+
+def _twin(graph: ir.Graph, node: ir.Node, uses: list[tuple[ir.Node, int]]) -> ir.Node:
+    """Put a copy of a Q or DQ beside it, for some of its readers."""
+    import onnx_ir as ir
+
+    (original,) = node.outputs
+    output = ir.Value(name=f"{original.name}.float", type=original.type, shape=original.shape)
+    attributes = tuple(node.attributes.values())
+    twin = ir.Node("", node.op_type, node.inputs, attributes, outputs=[output], name=f"{node.name}.float")
+    twin.metadata_props.update(node.metadata_props)
+    for user, index in uses:
+        user.replace_input_with(index, output)
+    graph.insert_after(node, twin)
+    return twin
+
+
+def _halve_constants(graph: ir.Graph, kept: AbstractSet[ir.Node]) -> int:
+    """Make float32 constants half where half nodes read them; return how many values underflowed to zero."""
     import onnx_ir as ir
 
     underflowed = 0
-    for value in graph.initializers.values():
+    for value in tuple(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or _is_batchnorm_parameter(value):
+        narrow_uses = [
+            (node, index)
+            for node, index in value.uses()
+            if node not in kept and not _is_batchnorm_parameter(node, index)
+        ]
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or not narrow_uses:
             continue
         wide = tensor.numpy()
-        scale = any(node.op_type in _SCALED and index == 1 for node, index in value.uses())
+        scale = any(node.op_type in _SCALED and index == 1 for node, index in narrow_uses)
         _check_range(wide, str(value.name), scale=scale)
         narrow = wide.astype(np.float16)
         underflowed += int(((narrow == 0) & (wide != 0)).sum())
-        value.const_value = ir.tensor(narrow, name=value.name)
-        value.dtype = ir.DataType.FLOAT16
+        if len(narrow_uses) == len(value.uses()):
+            value.const_value = ir.tensor(narrow, name=value.name)
+            value.dtype = ir.DataType.FLOAT16
+        else:
+            _add_constant(graph, f"{value.name}.half", narrow, narrow_uses)
     return underflowed
 
 
-def _is_batchnorm_parameter(value: ir.Value) -> bool:
-    return all(node.op_type == "BatchNormalization" and index > 0 for node, index in value.uses())
+def _add_constant(graph: ir.Graph, name: str, numbers: Array, uses: list[tuple[ir.Node, int]]) -> None:
+    import onnx_ir as ir
+
+    tensor = ir.tensor(numbers, name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(numbers.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    for node, index in uses:
+        node.replace_input_with(index, value)
+
+
+def _is_batchnorm_parameter(node: ir.Node, index: int) -> bool:
+    return node.op_type == "BatchNormalization" and index > 0
+
+
+def _magnitude(numbers: Array) -> float:
+    return float(np.abs(numbers).max(initial=0.0))
 
 
 def _check_range(wide: Array, name: str, *, scale: bool) -> None:
-    largest = float(np.abs(wide).max(initial=0.0))
+    largest = _magnitude(wide)
     if not largest <= LARGEST:
         raise GraphRefused(
             f"holds {largest:.4g}, FP16 ends at {LARGEST:.0f}.",
             where=name,
-            cure="Deploy this model in fp32, or in int8 on a CPU.",
+            cure="Keep the node that reads it in float32, or deploy this model in fp32.",
         )
     smallest = float(wide.min(initial=np.inf))
     if scale and smallest < SMALLEST_SCALE:
@@ -129,26 +270,59 @@ def _check_range(wide: Array, name: str, *, scale: bool) -> None:
         )
 
 
-def _cast_input(graph: ir.Graph) -> None:
+def _cast_borders(graph: ir.Graph, kept: AbstractSet[ir.Node]) -> None:
+    """Give each tensor that the other precision reads one Cast, which all of its readers share."""
+    nodes = tuple(graph)
+    (image,) = graph.inputs
+    if narrow := [(node, index) for node, index in image.uses() if node not in kept]:
+        graph.insert_before(nodes[0], _cast_for(image, narrow, half=True))
+    for node in nodes:
+        for value in node.outputs:
+            _cast_output(graph, node, value, kept)
+
+
+def _cast_output(graph: ir.Graph, node: ir.Node, value: ir.Value, kept: AbstractSet[ir.Node]) -> None:
+    """Cast what a node writes for those that read it in the other precision, a caller among them."""
     import onnx_ir as ir
 
-    wide = graph.inputs[0]
-    readers = list(wide.uses())
-    cast = _cast(wide, f"{wide.name}.half", ir.DataType.FLOAT16)
+    wide = node in kept
+    others = [(reader, index) for reader, index in value.uses() if (reader in kept) != wide]
+    if value.is_graph_output() and not wide:
+        name = value.name
+        value.name = f"{name}.half"
+        cast = _cast(value, str(name), ir.DataType.FLOAT)
+        _redirect(others, cast)
+        graph.outputs[0] = cast.outputs[0]
+        if others:
+            graph.insert_after(node, cast)
+        else:
+            graph.append(cast)
+    elif others and _is_float(node, value):
+        graph.insert_after(node, _cast_for(value, others, half=wide))
+
+
+def _is_float(node: ir.Node, value: ir.Value) -> bool:
+    import onnx_ir as ir
+
+    if value.dtype is None and node.op_type not in _SCALED:
+        raise GraphRefused("has no declared type.", where=str(value.name))
+    if value.dtype is None:  # a Q/DQ scheme declares none
+        return node.op_type == "DequantizeLinear"
+    return value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def _cast_for(value: ir.Value, readers: list[tuple[ir.Node, int]], *, half: bool) -> ir.Node:
+    import onnx_ir as ir
+
+    name = f"{value.name}.half" if half else f"{value.name}.float"
+    cast = _cast(value, name, ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
+    _redirect(readers, cast)
+    return cast
+
+
+def _redirect(readers: list[tuple[ir.Node, int]], cast: ir.Node) -> None:
     for node, index in readers:
         node.replace_input_with(index, cast.outputs[0])
-    graph.insert_before(graph[0], cast)
-
-
-def _cast_output(graph: ir.Graph) -> None:
-    import onnx_ir as ir
-
-    narrow = graph.outputs[0]
-    name = narrow.name
-    narrow.name = f"{name}.half"
-    cast = _cast(narrow, str(name), ir.DataType.FLOAT)
-    graph.append(cast)
-    graph.outputs[0] = cast.outputs[0]
 
 
 def _cast(value: ir.Value, name: str, dtype: ir.DataType) -> ir.Node:

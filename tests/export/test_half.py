@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resedge.artifacts import Artifact, TensorSpec, sha256_bytes, sha256_file
-from resedge.errors import GraphRefused, StaleArtifact
-from resedge.export.half import write_half
+from resedge.errors import GraphRefused, StaleArtifact, UsageError
+from resedge.export.half import WIDE_KEY, wide_nodes, write_half
 from resedge.protocols import Float32Array
 
 HALF, FLOAT, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8
@@ -41,7 +42,7 @@ def quantised(path: Path, scale: float = 0.02, bias: float = 0.5, opset: int = 1
         helper.make_node("QuantizeLinear", ["input", "x.scale", "x.zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "x.scale", "x.zero"], ["dq"]),
         helper.make_node("DequantizeLinear", ["w", "w.scale", "w.zero"], ["w.dq"], axis=0),
-        helper.make_node("Gemm", ["dq", "w.dq", "bias"], ["logits"], transB=1),
+        helper.make_node("Gemm", ["dq", "w.dq", "bias"], ["logits"], name="fc", transB=1),
     ]
     graph = helper.make_graph(
         nodes,
@@ -190,6 +191,174 @@ def test_a_changed_file_is_not_read(tmp_path: Path) -> None:
     model = dataclasses.replace(quantised(tmp_path / "q.onnx"), sha256="0" * 64)
     with pytest.raises(StaleArtifact):
         write_half(model, tmp_path / "h.onnx")
+
+
+def shared(path: Path) -> Artifact:
+    """One pair, one int8 weight and one bias that two Gemms read; their results are added."""
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "x.scale": np.float32(0.02).reshape(()),
+        "x.zero": np.int8(0).reshape(()),
+        "w": np.array([[127, -50, 3], [1, 2, -128]], np.int8),
+        "w.scale": np.array([0.01, 0.02], np.float32),
+        "w.zero": np.array([0, 0], np.int8),
+        "bias": np.array([0.5, 0.0], np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "x.scale", "x.zero"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "x.scale", "x.zero"], ["dq"], name="dq"),
+        helper.make_node("DequantizeLinear", ["w", "w.scale", "w.zero"], ["w.dq"], name="w.dq", axis=0),
+        helper.make_node("Gemm", ["dq", "w.dq", "bias"], ["a.out"], name="a", transB=1),
+        helper.make_node("Gemm", ["dq", "w.dq", "bias"], ["b.out"], name="b", transB=1),
+        helper.make_node("Add", ["a.out", "b.out"], ["logits"], name="sum"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("logits", FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        value_info=[helper.make_tensor_value_info(name, FLOAT, ["batch", 2]) for name in ("a.out", "b.out")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return dataclasses.replace(
+        quantised(path.with_suffix(".spec")), path=path, sha256=sha256_bytes(path.read_bytes())
+    )
+
+
+def nodes_of(path: Path) -> list[tuple[str, list[str], list[str]]]:
+    return [(node.op_type, list(node.input), list(node.output)) for node in onnx.load(path).graph.node]
+
+
+def test_a_wide_node_is_float_and_its_neighbours_get_one_cast_each(
+    small_onnx: Artifact, tmp_path: Path
+) -> None:
+    wide = {"layer.0.conv1", "layer.0.relu", "layer.0.conv2"}
+    written = write_half(small_onnx, tmp_path / "h.onnx", wide)
+    assert written.meta["wide"] == sorted(wide)
+    model = onnx.load(written.path)
+    assert {entry.key: json.loads(entry.value) for entry in model.metadata_props} == {WIDE_KEY: sorted(wide)}
+    casts = [(inputs, outputs) for kind, inputs, outputs in nodes_of(written.path) if kind == "Cast"]
+    assert casts == [
+        (["input"], ["input.half"]),
+        (["pool.out"], ["pool.out.float"]),
+        (["layer.0.conv2.out"], ["layer.0.conv2.out.half"]),
+        (["logits.half"], ["logits"]),
+    ]
+    readers = {node.name: list(node.input) for node in model.graph.node}
+    assert readers["layer.0.conv1"][0] == "pool.out.float"
+    assert readers["layer.0.relu"] == ["layer.0.conv1.out"]
+    assert readers["layer.0.add"] == ["layer.0.conv2.out.half", "pool.out"]
+    assert {tensor.name for tensor in model.graph.initializer if tensor.data_type == FLOAT} == {
+        *(f"layer.0.conv{index}.{part}" for index in (1, 2) for part in ("weight", "bias")),
+        *(f"bn.{part}" for part in ("weight", "bias", "mean", "variance")),
+    }
+
+
+def test_wide_ends_read_the_input_and_write_the_logits_themselves(
+    small_onnx: Artifact, tmp_path: Path
+) -> None:
+    written = write_half(small_onnx, tmp_path / "h.onnx", {"bn", "fc"})
+    nodes = nodes_of(written.path)
+    assert nodes[0][0] == "BatchNormalization"
+    assert nodes[0][1][0] == "input"
+    assert nodes[-1][0] == "Gemm"
+    assert nodes[-1][2] == ["logits"]
+    # The Flatten before a wide Gemm is wide with it: nothing may stand between the two in a Q/DQ graph.
+    assert written.meta["wide"] == ["bn", "fc", "flatten"]
+    casts = [(inputs, outputs) for kind, inputs, outputs in nodes if kind == "Cast"]
+    assert casts == [(["bn.out"], ["bn.out.half"]), (["average.out"], ["average.out.float"])]
+
+
+def test_everything_wide_is_the_float_graph(small_onnx: Artifact, tmp_path: Path) -> None:
+    names = {node.name for node in onnx.load(small_onnx.path).graph.node}
+    written = write_half(small_onnx, tmp_path / "h.onnx", names)
+    assert nodes_of(written.path) == nodes_of(small_onnx.path)
+    assert onnx.load(written.path).graph.initializer[:] == onnx.load(small_onnx.path).graph.initializer[:]
+
+
+def test_a_pair_and_constants_that_both_precisions_read_become_two(tmp_path: Path) -> None:
+    model = shared(tmp_path / "q.onnx")
+    written = write_half(model, tmp_path / "h.onnx", {"b"})
+    assert sorted(nodes_of(written.path)) == sorted(
+        [
+            ("Cast", ["input"], ["input.half"]),
+            ("QuantizeLinear", ["input.half", "x.scale.half", "x.zero"], ["q"]),
+            ("QuantizeLinear", ["input", "x.scale", "x.zero"], ["q.float"]),
+            ("DequantizeLinear", ["q", "x.scale.half", "x.zero"], ["dq"]),
+            ("DequantizeLinear", ["q.float", "x.scale", "x.zero"], ["dq.float"]),
+            ("DequantizeLinear", ["w", "w.scale.half", "w.zero"], ["w.dq"]),
+            ("DequantizeLinear", ["w", "w.scale", "w.zero"], ["w.dq.float"]),
+            ("Gemm", ["dq", "w.dq", "bias.half"], ["a.out"]),
+            ("Gemm", ["dq.float", "w.dq.float", "bias"], ["b.out"]),
+            ("Cast", ["b.out"], ["b.out.half"]),
+            ("Add", ["a.out", "b.out.half"], ["logits.half"]),
+            ("Cast", ["logits.half"], ["logits"]),
+        ]
+    )
+    axes = [
+        [attribute.i for attribute in node.attribute]
+        for node in onnx.load(written.path).graph.node
+        if node.output[0].startswith("w.dq")
+    ]
+    assert axes == [[0], [0]]
+    x = np.array([[1.0, -0.5, 0.25]], np.float32)
+    np.testing.assert_allclose(run(written.path, x), [[2 * 2.0272, -2 * 0.6144]], atol=8e-3)
+
+
+def test_a_pair_has_the_precision_of_its_readers(tmp_path: Path) -> None:
+    written = write_half(quantised(tmp_path / "q.onnx", scale=1e5, bias=1e5), tmp_path / "h.onnx", {"fc"})
+    graph = onnx.load(written.path).graph
+    assert not [node for node in graph.node if node.op_type == "Cast"]
+    assert {tensor.data_type for tensor in graph.initializer} == {FLOAT, INT8}
+    assert written.meta["wide"] == ["fc"]  # the pairs follow, so that they are not listed
+
+
+@pytest.mark.parametrize("name", ["no.such.node", "dq"])
+def test_a_name_that_cannot_stay_wide_is_a_wrong_use(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{name}: no node is called so that can stay float32"):
+        write_half(shared(tmp_path / "q.onnx"), tmp_path / "h.onnx", {"a", name})
+    assert not (tmp_path / "h.onnx").exists()
+
+
+def test_what_writes_and_what_reads_a_large_tensor_is_wide(small_onnx: Artifact) -> None:
+    reaches = {"layer.0.conv1.out": 32753.0, "layer.0.relu.out": 32752.0, "pool.out": 3.0}
+    assert wide_nodes(small_onnx, reaches) == {"layer.0.conv1", "layer.0.relu"}
+    assert wide_nodes(small_onnx, {name: min(size, 32752.0) for name, size in reaches.items()}) == set()
+    assert wide_nodes(small_onnx, {"logits": float("nan")}) == {"fc"}
+    assert wide_nodes(small_onnx, {"input": 40000.0}) == {"bn"}
+
+
+def test_what_a_relu_or_a_pooling_writes_speaks_for_what_it_reads(small_onnx: Artifact) -> None:
+    assert wide_nodes(small_onnx, {"layer.0.relu.out": 1e5}) == {
+        *("layer.0.conv1", "layer.0.relu", "layer.0.conv2")
+    }
+    assert wide_nodes(small_onnx, {"average.out": 1e5}) == {"average", "flatten", "fc"}
+    assert wide_nodes(small_onnx, {"conv.out": 1e5}) == {
+        *("conv", "pool", "layer.0.conv1", "layer.0.add")  # the pooled tensor feeds the block
+    }
+
+
+def test_a_tensor_of_another_graph_is_refused(small_onnx: Artifact) -> None:
+    with pytest.raises(GraphRefused, match=r"^stem\.out: is no tensor of the graph"):
+        wide_nodes(small_onnx, {"stem.out": 1.0})
+
+
+def test_a_large_weight_makes_its_node_wide_and_then_has_a_form(small_onnx: Artifact, tmp_path: Path) -> None:
+    model = onnx.load(small_onnx.path)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("layer.1.conv2.weight", "bn.variance"):
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e9), tensor.name)
+            )
+    path = tmp_path / "large.onnx"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    large = dataclasses.replace(small_onnx, path=path, sha256=sha256_file(path))
+    with pytest.raises(GraphRefused, match=r"^layer\.1\.conv2\.weight: holds"):
+        write_half(large, tmp_path / "h.onnx")
+    wide = wide_nodes(large, {})
+    assert wide == {"layer.1.conv2"}  # a BatchNorm's parameters are float32 anyway
+    write_half(large, tmp_path / "h.onnx", wide)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not here")
