@@ -20,8 +20,21 @@ DATA = (
     *(f"fashion-mnist-{part}-labels-idx1-ubyte.xz" for part in ("test", "train2048")),
 )
 # These are about torch modules themselves, and are imported by those alone who have torch.
-NEED_TORCH = {f"resedge.export.{name}" for name in ("batchnorm", "fold", "notebook", "proof", "trace")}
-COMMANDS = ("", "export", "bench", "predict", "inspect", "doctor", "cache", "cache show", "cache clear")
+NEED_TORCH = {
+    f"resedge.export.{name}" for name in ("batchnorm", "fold", "halfrun", "notebook", "proof", "trace")
+}
+COMMANDS = (
+    "",
+    "export",
+    "bench",
+    "predict",
+    "explain",
+    "inspect",
+    "doctor",
+    "cache",
+    "cache show",
+    "cache clear",
+)
 
 
 @pytest.fixture(scope="module")
