@@ -223,12 +223,7 @@ def _rounded(
     intended: Float32Array,
     pair_safe: bool,
 ) -> npt.NDArray[np.int8] | None:
-    """Round a layer's weight anew; None where it is shared between layers or `round_together` declines.
-
-    A ConvTranspose keeps its rounding: how its input meets the weight is not what `round_together` knows.
-    """
-    if node.op_type == "ConvTranspose":
-        return None
+    """Round a layer's weight anew; None where it is shared between layers or `round_together` declines."""
     dequantise = _dequantise_of(node)
     original = next(other for other in float_walk.nodes if other.name == node.name)
     if len(dequantise.outputs[0].uses()) > 1 or activation is None:

@@ -49,8 +49,11 @@ def round_together(
         pair_safe: Keep pairs of weights within 16 bits, see `resedge.calibration.saturation`.
 
     Returns:
-        Integers in the weight's shape; None for a layer with too many inputs to be worth it.
+        Integers in the weight's shape; None for a layer with too many inputs to be worth it, and for a
+        ConvTranspose, whose input meets the weight in another way.
     """
+    if node.op_type == "ConvTranspose":
+        return None
     rows = np.moveaxis(weight, weight_axis(node), 0)
     matrix = rows.reshape(len(rows), -1).astype(np.float64) / scales.astype(np.float64)[:, None]
     if matrix.shape[1] > _MOST_COLUMNS:

@@ -139,6 +139,8 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 
 def print_explanation(found: Explanation) -> None:
     """Print what `resedge explain` read."""
+    from resedge.export.half import LARGEST
+
     console = Console(highlight=False)
     for scheme, methods in found.methods.items():
         fits = found.fits[scheme]
@@ -157,7 +159,7 @@ def print_explanation(found: Explanation) -> None:
             f"{clipped.values[1]:.3g}, its range is {clipped.range[0]:.3g} to {clipped.range[1]:.3g}"
         )
     for name, largest in found.beyond_half:
-        console.print(f"overflows FP16: {escape(name)} reaches {largest:,.0f}, FP16 ends at 65,504")
+        console.print(f"overflows FP16: {escape(name)} reaches {largest:,.0f}, FP16 ends at {LARGEST:,.0f}")
     for trial in found.search.trials[1:]:
         console.print(
             f"tried: {escape(', '.join(trial.kept))} float ({trial.share:.1%} of the work): "

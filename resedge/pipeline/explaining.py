@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from resedge import bundle as bundles
 from resedge.artifacts import decode, parse_json
 from resedge.bundle import Bundle
 from resedge.calibration.bakeoff import BakeOff
 from resedge.calibration.budget import Search, Sensitivity
+from resedge.export.half import LARGEST
 from resedge.pipeline.calibrating import LayersDocument, RangesDocument
 
-HALF_MAX = float(np.finfo(np.float16).max)
 COARSE = 20.0  # dB; below it a tenth of the signal's amplitude is noise
 _CLIPPED = 0.9  # of an end of the values; a range that ends before it is said
 _NAMED = 5
@@ -82,7 +80,7 @@ def explain(path: Path) -> Explanation:
         beyond_half=tuple(
             (name, max(-low, high))
             for name, (low, high) in ranges.extremes.items()
-            if max(-low, high) > HALF_MAX
+            if max(-low, high) > LARGEST
         ),
         cures=_cures(found),
         search=layers.search,

@@ -10,6 +10,7 @@ import numpy as np
 from resedge import data as builtin
 from resedge.artifacts import Artifact
 from resedge.errors import InputRefused
+from resedge.export.half import LARGEST
 from resedge.pipeline import calibrating, machine, stages
 from resedge.pipeline.datasets import warn_of_labels
 from resedge.pipeline.options import ExportOptions
@@ -21,7 +22,6 @@ _FITTED = {
     calibrating.BIAS: ", biases corrected",
     calibrating.TOGETHER: ", weights rounded together, biases corrected",
 }
-HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ def _halves(
 ) -> tuple[Done[Artifact], ...]:
     """Write the graphs for TensorRT; what has no FP16 form is said, and its engine is then missing."""
     largest = calibrated.value.largest_activation
-    if largest > HALF_MAX:
+    if largest > LARGEST:
         site.reporter.warn(
             f"no graphs for TensorRT: an activation reaches {largest:,.0f} on the calibration images, FP16 "
-            f"ends at {HALF_MAX:,.0f}"
+            f"ends at {LARGEST:,.0f}"
         )
         return ()
     halves = []

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import runpy
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -223,14 +220,12 @@ def test_openvino_runs_every_quantised_layer_in_integers(
 
 @pytest.mark.parametrize("name", ["gates", "preact", "blurpool", "concat", "pools"])
 def test_tensorrt_rtx_builds_every_conv_in_int8(
-    quantised: dict[tuple[str, str], Artifact], name: str
+    quantised: dict[tuple[str, str], Artifact],
+    name: str,
+    rtx_layers: Callable[[Artifact], list[tuple[str, list[str]]]],
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", minversion="1.7.1")
     model = quantised[name, "tensorrt"]
-    script = Path(__file__).with_name("rtx_layers.py")
-    done = subprocess.run([sys.executable, script, model.path], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    layers = json.loads(done.stdout)
+    layers = rtx_layers(model)
     convs = [inputs for kind, inputs in layers if kind == "correlation"]
     assert convs == [["Int8"]] * len(_names(_graph(model), "Conv"))
     assert [inputs for kind, inputs in layers if kind == "maxpool"] in ([], [["Int8"]])

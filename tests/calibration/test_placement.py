@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from resedge.errors import GraphRefused, StaleArtifact, UsageError
 from resedge.protocols import Float32Array
 
 BOTH = ("cpu", "tensorrt")
+RtxLayers = Callable[[Artifact], list[tuple[str, list[str]]]]
 
 # The tensors that have a Q/DQ pair, in the order of the file, and the inputs that read them.
 NOTEBOOK_TENSORRT = {
@@ -317,13 +316,11 @@ def test_openvino_runs_the_cpu_graph_in_integers(placed: dict[tuple[str, str], A
 
 
 @pytest.mark.parametrize("name", ["notebook", "basic", "bottleneck"])
-def test_tensorrt_rtx_builds_every_conv_in_int8(placed: dict[tuple[str, str], Artifact], name: str) -> None:
-    pytest.importorskip("tensorrt_rtx", minversion="1.7.1")
+def test_tensorrt_rtx_builds_every_conv_in_int8(
+    placed: dict[tuple[str, str], Artifact], name: str, rtx_layers: RtxLayers
+) -> None:
     model = placed[name, "tensorrt"]
-    script = Path(__file__).with_name("rtx_layers.py")
-    done = subprocess.run([sys.executable, script, model.path], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    layers = json.loads(done.stdout)
+    layers = rtx_layers(model)
     convs = [inputs for kind, inputs in layers if kind == "correlation"]
     assert len(convs) == sum(node.op_type == "Conv" for node in _graph(model).node)
     assert all(inputs == ["Int8"] for inputs in convs)

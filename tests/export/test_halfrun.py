@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -431,19 +429,14 @@ def test_onnx_runtime_reads_the_mixed_graphs(
     assert np.abs(expected).max() > 1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not here")
 @pytest.mark.parametrize("form", ["plain", "qdq"])
-def test_tensorrt_rtx_builds_the_mixed_graphs(form: str, mixed: Artifact, mixed_qdq: Artifact) -> None:
-    model = mixed if form == "plain" else mixed_qdq
-    script = Path(__file__).parents[1] / "calibration" / "rtx_layers.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(model.path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    convs = [inputs for kind, inputs in json.loads(done.stdout) if kind == "correlation"]
+def test_tensorrt_rtx_builds_the_mixed_graphs(
+    form: str,
+    mixed: Artifact,
+    mixed_qdq: Artifact,
+    rtx_layers: Callable[[Artifact], list[tuple[str, list[str]]]],
+) -> None:
+    layers = rtx_layers(mixed if form == "plain" else mixed_qdq)
+    convs = [inputs for kind, inputs in layers if kind == "correlation"]
     # What stays wide is still INT8 where it is quantised.
     assert convs == ([["Half"], ["Float"], ["Float"]] if form == "plain" else [["Int8"]] * 3)
