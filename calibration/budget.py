@@ -130,3 +130,12 @@ def search(
         if without.score.drop <= max_drop:
             kept -= {name}
     return Search(tuple(sorted(kept)), True, tuple(trials))
+
+
+def frontier(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Return the trials that no other beats in drop without leaving more work float, the cheapest first."""
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.share, trial.score.drop, trial.kept)):
+        if not found or trial.score.drop < found[-1].score.drop:
+            found.append(trial)
+    return tuple(found)

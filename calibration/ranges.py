@@ -12,7 +12,7 @@ import numpy as np
 from resedge.artifacts import Ranges
 from resedge.calibration.clipping import least_divergence, least_squares
 from resedge.calibration.histograms import BINS_A_SIDE, Histogram, Histograms
-from resedge.calibration.schemes import scheme_named
+from resedge.calibration.schemes import SCHEMES, scheme_named
 
 _CENTRE: Final = BINS_A_SIDE - 1
 
@@ -120,6 +120,11 @@ def _edges(bin_: int, histogram: Histogram) -> tuple[float, float]:
     lower = bin_ if bin_ > 0 else bin_ - 1
     upper = bin_ if bin_ < 0 else bin_ + 1
     return max(lower * width, histogram.low), min(upper * width, histogram.high)
+
+
+def suits(method: str, scheme: str) -> bool:
+    """Say whether a method's ranges are for a scheme's grid; only mse fits them to one."""
+    return method not in {f"mse-{name}" for name in SCHEMES if name != scheme}
 
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(

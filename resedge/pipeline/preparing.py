@@ -11,16 +11,16 @@ from resedge import data as builtin
 from resedge.artifacts import Artifact
 from resedge.errors import InputRefused
 from resedge.export.half import LARGEST
-from resedge.pipeline import calibrating, machine, stages
+from resedge.pipeline import calibrating, fitting, machine, stages
 from resedge.pipeline.datasets import warn_of_labels
 from resedge.pipeline.options import ExportOptions
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.staging import Data, Done, Places, Site
 
 _FITTED = {
-    calibrating.NEAREST: "",
-    calibrating.BIAS: ", biases corrected",
-    calibrating.TOGETHER: ", weights rounded together, biases corrected",
+    fitting.NEAREST: "",
+    fitting.BIAS: ", biases corrected",
+    fitting.TOGETHER: ", weights rounded together, biases corrected",
 }
 
 

@@ -1,0 +1,241 @@
+"""How one scheme's Q/DQ graph comes about: its ranges by a bake-off, then its numbers fitted to images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from resedge.artifacts import Artifact, Ranges, encode, sha256_json
+from resedge.calibration.bakeoff import BakeOff, Score
+from resedge.pipeline.scoring import Bench
+from resedge.protocols import Float32Array
+
+if TYPE_CHECKING:
+    from resedge.calibration.histograms import Histograms
+    from resedge.calibration.layerwise import Adjustment
+
+NEAREST, BIAS, TOGETHER = "nearest", "bias", "together"
+_SUBSETS = 4
+_SEARCHED_IMAGES = 64  # a range is tried some thirty times on each
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a scheme's graph is made: see `resedge.calibration.placement.place`, and `Tuning.thorough`."""
+
+    scheme: str
+    pair_safe: bool
+    thorough: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An FP32 graph, what its tensors hold over the calibration images, and what each method reads there.
+
+    `subsets` are the histograms of disjoint subsets of the images. `prefix` tells the ranges of an
+    equalised graph from those of the original. `one_coloured` counts the images that are.
+    """
+
+    model: Artifact
+    prefix: str
+    subsets: Sequence[Histograms]
+    ranges: Mapping[str, Ranges]
+    one_coloured: int
+
+    @property
+    def extremes(self) -> Ranges:
+        """The least and largest value of every tensor."""
+        return self.ranges["minmax"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a scheme's graph is made from: an FP32 graph and ranges for it, which won the bake-off `methods`.
+
+    `read` is the best of the methods that read histograms.
+    """
+
+    source: Source
+    ranges: Ranges
+    read: str
+    methods: BakeOff
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A Q/DQ graph with its adjustments, and how they were chosen."""
+
+    graph: Artifact
+    adjustments: Mapping[str, Adjustment]
+    fits: BakeOff
+
+
+# --- ranges --------------------------------------------------------------------------------------
+
+
+def sources(bench: Bench, *, thorough: bool) -> list[Source]:
+    """Return the graph as it was exported and, if `thorough`, the one with its channels equalised."""
+    from resedge.calibration.equalisation import equalise
+    from resedge.calibration.layerwise import images_for
+
+    found = [_source(bench, bench.fp32, "")]
+    if thorough:
+        some = bench.sample(images_for(bench.fp32))
+        equalised = equalise(bench.fp32, some, bench.folder / "between/equalised.onnx")
+        if equalised is not None:
+            found.append(_source(bench, equalised, "equalised "))
+    return found
+
+
+def _source(bench: Bench, model: Artifact, prefix: str) -> Source:
+    """Run a graph over the calibration images once, in disjoint subsets; their sum is that of all."""
+    from resedge.calibration.histograms import collect, merge
+
+    images, site = bench.calibration, bench.site
+    counter = _OneColoured()
+    site.reporter.start("calibration", len(images))
+    subsets = [
+        collect(
+            model,
+            counter.watched(part.batches(64, bench.data.preprocessing)),
+            site.reporter,
+            site.threads,
+        )
+        for part in (
+            images.select(range(start, len(images), _SUBSETS)) for start in range(min(_SUBSETS, len(images)))
+        )
+    ]
+    site.reporter.finish()
+    whole = {name: reduce(merge, (subset[name] for subset in subsets)) for name in subsets[0]}
+    return Source(model, prefix, subsets, _read(bench, model, whole), counter.count)
+
+
+class _OneColoured:
+    """Counts the images of one colour among those that pass."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def watched(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
+        for batch in batches:
+            self.count += int((batch == batch[:, :, :1, :1]).all(axis=(1, 2, 3)).sum())
+            yield batch
+
+
+def _read(bench: Bench, model: Artifact, histograms: Histograms) -> dict[str, Ranges]:
+    """Return what each method reads from the histograms."""
+    from resedge.calibration.ranges import METHODS
+
+    images = bench.calibration
+    dataset = sha256_json([images.sha256, encode(bench.data.preprocessing)])
+    return {
+        name: method(histograms, graph_sha256=model.sha256, dataset_sha256=dataset, images=len(images))
+        for name, method in METHODS.items()
+    }
+
+
+def choose_ranges(bench: Bench, candidates: Sequence[Source], recipe: Recipe, kept: frozenset[str]) -> Chosen:
+    """Choose the ranges of a scheme, and the graph that they are of, by the score on tuning images.
+
+    Where weights are rounded together their error nearly goes, so that ranges are then judged alone, and
+    those of the graph that the best method is of are also searched for.
+    """
+    from resedge.calibration.bakeoff import choose
+    from resedge.calibration.ranges import suits
+
+    table = {
+        f"{source.prefix}{name}": (source, ranges, name)
+        for source in candidates
+        for name, ranges in source.ranges.items()
+        if suits(name, recipe.scheme)
+    }
+    scores = {
+        name: _score(bench, source, ranges, recipe, kept) for name, (source, ranges, _) in table.items()
+    }
+    source, ranges, read = table[choose(scores).winner]
+    if recipe.thorough:
+        searched = _searched(bench, source, recipe)
+        name = f"{source.prefix}{searched.method}"
+        table[name] = source, searched, read
+        scores[name] = _score(bench, source, searched, recipe, kept)
+    methods = choose(scores)
+    source, ranges, _ = table[methods.winner]
+    return Chosen(source, replace(ranges, method=methods.winner), read, methods)
+
+
+def spread(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -> list[Score]:
+    """Score the ranges that the best histogram method reads from each subset of the images alone."""
+    found = []
+    for number, subset in enumerate(chosen.source.subsets, start=1):
+        ranges = _read(bench, chosen.source.model, subset)[chosen.read]
+        graph = placed(bench, chosen.source.model, ranges, recipe, kept)
+        found.append(bench.score(graph, f"subset {number}", hardest=True))
+    return found
+
+
+def _searched(bench: Bench, source: Source, recipe: Recipe) -> Ranges:
+    from resedge.calibration.layerwise import images_for
+    from resedge.calibration.rangesearch import search_ranges
+
+    bench.site.reporter.start(f"{recipe.scheme}, searching ranges", 0)
+    found = search_ranges(
+        source.model,
+        source.extremes,
+        recipe.scheme,
+        bench.sample(min(images_for(source.model), _SEARCHED_IMAGES)),
+        bench.site.threads,
+        bench.site.reporter,
+    )
+    bench.site.reporter.finish()
+    return found
+
+
+def _score(bench: Bench, source: Source, ranges: Ranges, recipe: Recipe, kept: frozenset[str]) -> Score:
+    graph = placed(bench, source.model, ranges, recipe, kept)
+    alone = source.model if recipe.thorough else None
+    return bench.score(graph, f"{recipe.scheme}, {ranges.method}", hardest=True, float_weights=alone)
+
+
+def placed(bench: Bench, model: Artifact, ranges: Ranges, recipe: Recipe, kept: frozenset[str]) -> Artifact:
+    """Write the candidate graph with these ranges, every number rounded to the nearest."""
+    from resedge.calibration.placement import place
+
+    return place(model, ranges, recipe.scheme, bench.candidate, pair_safe=recipe.pair_safe, kept=kept)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def fit(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -> Fit:
+    """Choose how far a graph's numbers are fitted to images, by the score on tuning images."""
+    from resedge.calibration.bakeoff import choose
+    from resedge.calibration.layerwise import adjust, apply, images_for
+    from resedge.calibration.placement import place
+
+    model, scheme, between = chosen.source.model, recipe.scheme, bench.folder / "between"
+    nearest = between / f"{scheme}.{NEAREST}.onnx"
+    graphs = {NEAREST: place(model, chosen.ranges, scheme, nearest, pair_safe=recipe.pair_safe, kept=kept)}
+    adjustments: dict[str, Mapping[str, Adjustment]] = {NEAREST: {}}
+    some = bench.sample(images_for(model))
+    for kind in (BIAS, TOGETHER) if recipe.thorough else (BIAS,):
+        bench.site.reporter.start(f"{scheme}, {kind}", 0)
+        adjustments[kind] = adjust(
+            model,
+            graphs[NEAREST],
+            some,
+            rounding=kind == TOGETHER,
+            pair_safe=recipe.pair_safe,
+            threads=bench.site.threads,
+            progress=bench.site.reporter,
+        )
+        bench.site.reporter.finish()
+        graphs[kind] = apply(graphs[NEAREST], adjustments[kind], between / f"{scheme}.{kind}.onnx")
+    fits = choose(
+        {kind: bench.score(graph, f"{scheme}, {kind}", hardest=True) for kind, graph in graphs.items()}
+    )
+    for kind, graph in graphs.items():
+        if kind != fits.winner:
+            graph.path.unlink()
+    return Fit(graphs[fits.winner], adjustments[fits.winner], fits)

@@ -1,0 +1,83 @@
+"""Where candidate INT8 graphs are tried: on the tuning images, against eager's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resedge.artifacts import Artifact
+from resedge.calibration.bakeoff import Score
+from resedge.images import ImageSet
+from resedge.pipeline.running import evaluate
+from resedge.pipeline.stages import EagerAnswers
+from resedge.pipeline.staging import Data, Site
+from resedge.protocols import BuildOptions, Float32Array, RunOptions
+
+_HARDEST = 256  # tuning images that candidates are compared on
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The images, eager's answers, and a folder for graphs that are tried.
+
+    Candidates are compared on the images that eager is least sure of. Where its best two classes lie far
+    apart no candidate differs from it, so that these hold nearly all that there is to see.
+    """
+
+    site: Site
+    data: Data
+    fp32: Artifact
+    answers: EagerAnswers
+    folder: Path
+
+    def score(
+        self, graph: Artifact, label: str, *, hardest: bool, float_weights: Artifact | None = None
+    ) -> Score:
+        """Score a Q/DQ graph on the hardest tuning images or on all.
+
+        `float_weights` is the FP32 graph that it was made from, to score its activations' ranges alone.
+        """
+        from resedge.calibration.bakeoff import score_logits
+
+        eager = np.load(self.answers.tuning_logits.path)
+        best = np.sort(eager, axis=1)
+        order = np.argsort(best[:, -1] - best[:, -2], kind="stable")
+        chosen = np.sort(order[:_HARDEST] if hardest else order)
+        images = self.data.tuning.select(chosen.tolist())
+        with self._opened(graph, float_weights) as run:
+            logits = evaluate(run, images, self.data.preprocessing, self.site.reporter, f"tuning, {label}")
+        return score_logits(eager[chosen], logits, images.labels)
+
+    def sample(self, count: int) -> Float32Array:
+        """Return `count` calibration images, prepared; which ones does not depend on their order."""
+        return self.calibration.select(range(min(count, len(self.calibration)))).prepared(
+            self.data.preprocessing
+        )
+
+    @property
+    def calibration(self) -> ImageSet:
+        """The calibration images in the order of their digests."""
+        images = self.data.calibration
+        return images.select(sorted(range(len(images)), key=lambda i: images.digests[i]))
+
+    @property
+    def candidate(self) -> Path:
+        """A file that each candidate graph takes the place of the one before in."""
+        return self.folder / "candidate.onnx"
+
+    def _opened(
+        self, graph: Artifact, float_weights: Artifact | None
+    ) -> AbstractContextManager[Callable[[Float32Array], Float32Array]]:
+        """Open a graph in the integer kernels that will serve it, or emulated where they are not here."""
+        from resedge.calibration.emulation import emulated
+        from resedge.runtimes.table import runtime
+
+        if float_weights is not None or graph.meta["scheme"] != "cpu":
+            return nullcontext(emulated(graph, self.site.threads, weights=float_weights))
+        scorer = runtime("onnxruntime")
+        engine = scorer.build(graph, self.folder, BuildOptions("int8"))
+        return scorer.open(engine, RunOptions(self.site.threads))
