@@ -139,7 +139,7 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 
 def print_explanation(found: Explanation) -> None:
     """Print what `resedge explain` read."""
-    from resedge.export.half import LARGEST
+    from resedge.export.halfrange import LARGEST
 
     console = Console(highlight=False)
     for scheme, methods in found.methods.items():

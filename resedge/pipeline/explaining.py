@@ -12,7 +12,7 @@ from resedge.artifacts import decode, parse_json
 from resedge.bundle import Bundle
 from resedge.calibration.bakeoff import BakeOff
 from resedge.calibration.budget import Search, Sensitivity
-from resedge.export.half import LARGEST
+from resedge.export.halfrange import LARGEST
 from resedge.pipeline.calibrating import LayersDocument, RangesDocument
 
 COARSE = 20.0  # dB; below it a tenth of the signal's amplitude is noise

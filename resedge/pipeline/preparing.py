@@ -10,7 +10,7 @@ import numpy as np
 from resedge import data as builtin
 from resedge.artifacts import Artifact
 from resedge.errors import InputRefused
-from resedge.export.half import LARGEST
+from resedge.export.halfrange import LARGEST
 from resedge.pipeline import calibrating, machine, stages
 from resedge.pipeline.datasets import warn_of_labels
 from resedge.pipeline.options import ExportOptions
