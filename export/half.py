@@ -40,9 +40,9 @@ def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset())
     Args:
         model: An opset 19 graph whose floating-point tensors are float32.
         out: The file to write.
-        wide: Names of nodes that stay float32. A Flatten or its like that only such nodes read joins them,
-            since nothing may stand between a pair and the Flatten behind it; one that both read becomes two.
-            The file lists them all under `WIDE_KEY`, Q/DQ nodes excepted.
+        wide: Names of nodes that stay float32. A Flatten or its like has the precision of what reads it,
+            since nothing may stand between a pair and what is behind the Flatten; one that both precisions
+            read becomes two. The file lists them all under `WIDE_KEY`, Q/DQ nodes excepted.
 
     Returns:
         Kind "onnx/fp16" for "onnx/fp32", any other kind (a Q/DQ scheme's) kept; the same inputs and
@@ -139,16 +139,18 @@ def _is_stored_float(value: ir.Value | None) -> bool:
 def _settle(graph: ir.Graph, wide: AbstractSet[str]) -> set[ir.Node]:
     """Return the nodes that stay float32, in place.
 
-    A Q or DQ that both precisions read becomes two, and so does a Flatten or its like: a Cast behind it
-    would part the pair in front of it from the node that it is fused with.
+    A Q, a DQ, and a Flatten or its like have the precision of what reads them, and become two where both
+    precisions do: a Cast behind one would part the pair from the node that it is fused with.
     """
-    kept = {node for node in graph if node.op_type not in _SCALED and node.name in wide}
+    kept = set()
     for node in reversed(tuple(graph)):  # readers first
         uses = node.outputs[0].uses()
         among = [(reader, index) for reader, index in uses if reader in kept]
-        if node in kept or not among or node.op_type not in _SCALED | RESHAPING:
-            continue
-        kept.add(node if len(among) == len(uses) else _twin(graph, node, among))
+        if not uses or node.op_type not in _SCALED | RESHAPING:
+            if node.name in wide:
+                kept.add(node)
+        elif among:
+            kept.add(node if len(among) == len(uses) else _twin(graph, node, among))
     return kept
 
 
