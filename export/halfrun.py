@@ -198,7 +198,10 @@ def _is_float(value: object) -> bool:
 
 
 def _in_float(operands: Any) -> Any:  # noqa: ANN401 - arguments of any operator
-    return fx.node.map_aggregate(operands, lambda value: value.float() if _is_float(value) else value)
+    def in_float(value: Any) -> Any:  # noqa: ANN401 - one of them
+        return value.float() if _is_float(value) else value
+
+    return fx.node.map_aggregate(operands, in_float)
 
 
 def _extent(value: Tensor) -> float:

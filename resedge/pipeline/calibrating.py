@@ -14,6 +14,7 @@ from resedge.artifacts import Artifact, Ranges, encode, sha256_json
 from resedge.calibration.bakeoff import BakeOff, Score
 from resedge.calibration.budget import Search, Sensitivity
 from resedge.calibration.layers import Layer
+from resedge.pipeline.halving import wide_in_all
 from resedge.pipeline.running import evaluate
 from resedge.pipeline.stages import EagerAnswers, Graphs, write_json
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
@@ -104,7 +105,7 @@ class Scheme:
 class Calibrated:
     """The Q/DQ graphs; ranges.json has every candidate's score, layers.json every layer's sensitivity.
 
-    `largest_activation` is the largest magnitude of any tensor over the calibration images.
+    `wide` are the nodes that stay FP32 where the graph becomes FP16.
     `seen` (a `SeenImages`) lists the images that no later test may use. `tensorrt_in_fp32` is the graph
     of TensorRT's scheme before its surroundings become FP16; it is no file of the bundle. `kept` are the
     layers that stay float, of `layers` in all; `met` is whether the budget holds on the tuning images.
@@ -119,7 +120,7 @@ class Calibrated:
     layer_count: int
     met: bool
     images: int
-    largest_activation: float
+    wide: tuple[str, ...]
     warnings: tuple[str, ...]
     int8_cpu: Artifact
     tensorrt_in_fp32: Artifact
@@ -153,6 +154,7 @@ def calibrated(
             "pair_safe": pair_safe,
             "threads": site.threads,
             "tuning": encode(tuning),
+            "wide": encode(float_graphs.value.wide),
         },
         versions=versions("onnxruntime", "onnx", "onnx-ir", "numpy"),
         machine=site.machine,
@@ -161,7 +163,8 @@ def calibrated(
     def make(folder: Path) -> Calibrated:
         for name in ("onnx", "calibration", "between"):
             (folder / name).mkdir()
-        return _calibrate(_Bench(site, data, fp32, answers.value, folder), pair_safe, tuning)
+        bench = _Bench(site, data, fp32, answers.value, folder)
+        return _calibrate(bench, float_graphs.value.wide, pair_safe, tuning)
 
     return run_stage(site, key, Calibrated, make)
 
@@ -225,7 +228,7 @@ class _Fit:
     fits: BakeOff
 
 
-def _calibrate(bench: _Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
+def _calibrate(bench: _Bench, tried_wide: tuple[str, ...], pair_safe: bool, tuning: Tuning) -> Calibrated:
     from resedge.calibration.layers import chosen, layers_of
 
     data, folder = bench.data, bench.folder
@@ -235,6 +238,7 @@ def _calibrate(bench: _Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
     thorough = small if tuning.thorough is None else tuning.thorough
     subsets = _histograms(bench)
     candidates = _candidates(bench, _merged(subsets))
+    wide = wide_in_all(bench.fp32, tried_wide, candidates["minmax"].table)
     fit_cpu = _fit(bench, candidates, "cpu", always, pair_safe=pair_safe, thorough=thorough)
     drop = bench.score(fit_cpu.graph, "budget", hardest=False).drop
     found, searched = _spend(
@@ -243,7 +247,9 @@ def _calibrate(bench: _Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
     kept = frozenset(searched.kept)
     if kept != always:
         fit_cpu = _fit(bench, candidates, "cpu", kept, pair_safe=pair_safe, thorough=thorough)
-    fit_tensorrt = _fit(bench, candidates, "tensorrt", kept, pair_safe=False, thorough=thorough)
+    fit_tensorrt = _fit(
+        bench, candidates, "tensorrt", kept, pair_safe=False, thorough=thorough, wide=frozenset(wide)
+    )
     bench.candidate.unlink(missing_ok=True)
     fits = {"cpu": fit_cpu, "tensorrt": fit_tensorrt}
     spread = _spread(bench, subsets, fit_cpu.ranges.method, kept, pair_safe)
@@ -262,7 +268,7 @@ def _calibrate(bench: _Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
         layer_count=len(layers),
         met=searched.met,
         images=len(data.calibration),
-        largest_activation=max(max(-low, high) for low, high in candidates["minmax"].table.values()),
+        wide=wide,
         warnings=_warnings(data, candidates["minmax"], bench.fp32),
         int8_cpu=_moved(fit_cpu.graph, folder / "onnx/int8.cpu.onnx"),
         tensorrt_in_fp32=_moved(fit_tensorrt.graph, folder / "between/int8.tensorrt-fp32.onnx"),
@@ -337,6 +343,7 @@ def _fit(
     *,
     pair_safe: bool,
     thorough: bool,
+    wide: frozenset[str] = frozenset(),
 ) -> _Fit:
     """Choose a scheme's ranges, then how far its numbers are fitted, each by the score on tuning images.
 
@@ -346,18 +353,17 @@ def _fit(
     from resedge.calibration.layerwise import adjust, apply, images_for
     from resedge.calibration.placement import place
 
+    def placed(ranges: Ranges, out: Path) -> Artifact:
+        return place(bench.fp32, ranges, scheme, out, pair_safe=pair_safe, kept=kept, wide=wide)
+
     def score(ranges: Ranges) -> Score:
-        graph = place(bench.fp32, ranges, scheme, bench.candidate, pair_safe=pair_safe, kept=kept)
+        graph = placed(ranges, bench.candidate)
         return bench.score(graph, f"{scheme}, {ranges.method}", hardest=True, ranges_alone=thorough)
 
     methods = bakeoff(candidates, score)
     ranges = candidates[methods.winner]
     between = bench.folder / "between"
-    graphs = {
-        NEAREST: place(
-            bench.fp32, ranges, scheme, between / f"{scheme}.{NEAREST}.onnx", pair_safe=pair_safe, kept=kept
-        )
-    }
+    graphs = {NEAREST: placed(ranges, between / f"{scheme}.{NEAREST}.onnx")}
     adjustments: dict[str, Mapping[str, Adjustment]] = {NEAREST: {}}
     images = bench.data.calibration
     some = images.select(range(min(images_for(bench.fp32), len(images)))).prepared(bench.data.preprocessing)
