@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def place(
     *,
     pair_safe: bool = False,
     kept: AbstractSet[str] = frozenset(),
+    wide: AbstractSet[str] = frozenset(),
 ) -> Artifact:
     """Write the Q/DQ graph of an FP32 model.
 
@@ -53,6 +55,8 @@ def place(
         pair_safe: Limit the weights so that no pair of products leaves 16 bits, for a CPU that adds
             them there (`resedge.calibration.saturation`).
         kept: Names of nodes with a weight that stay float. The file lists them under `rules.KEPT_KEY`.
+        wide: Names of nodes that stay FP32 should the graph become FP16: a scale that none but they use
+            need not be an FP16 number, and some cannot be.
 
     Returns:
         An artifact of kind "onnx/int8.cpu" or "onnx/int8.tensorrt", checked by `check_qdq`.
@@ -67,8 +71,8 @@ def place(
     quantised = read_graph(model.read(), str(model.path))
     _refuse_quantised(quantised.graph)
     _refuse_unknown(quantised.graph, kept)
-    _quantise_activations(quantised.graph, ranges, chosen, kept)
-    _quantise_weights(quantised.graph, chosen, pair_safe, kept)
+    _quantise_activations(quantised.graph, ranges, chosen, kept, wide)
+    _quantise_weights(quantised.graph, chosen, pair_safe, kept, wide)
     if kept:
         quantised.metadata_props[KEPT_KEY] = json.dumps(sorted(kept))
     data = write_graph(quantised)
@@ -108,11 +112,16 @@ def _refuse_quantised(graph: ir.Graph) -> None:
             )
 
 
-def _quantise_activations(graph: ir.Graph, ranges: Ranges, scheme: Scheme, kept: AbstractSet[str]) -> None:
+def _quantise_activations(
+    graph: ir.Graph, ranges: Ranges, scheme: Scheme, kept: AbstractSet[str], wide: AbstractSet[str]
+) -> None:
     pairs: dict[ir.Value, ir.Value] = {}
-    for site in tuple(activation_sites(graph, scheme, kept)):  # before the graph changes
+    sites = tuple(activation_sites(graph, scheme, kept))  # before the graph changes
+    narrow = {origin for site in sites if site.node.name not in wide for origin in site.origins}
+    for site in sites:
         if site.value not in pairs:
-            pairs[site.value] = _insert_pair(graph, site, ranges, scheme)
+            theirs = scheme if narrow.intersection(site.origins) else _in_float(scheme)
+            pairs[site.value] = _insert_pair(graph, site, ranges, theirs)
         site.node.replace_input_with(site.index, pairs[site.value])
 
 
@@ -143,7 +152,13 @@ def _range_of(site: Site, ranges: Ranges) -> tuple[float, float]:
     return min(lows), max(highs)
 
 
-def _quantise_weights(graph: ir.Graph, scheme: Scheme, pair_safe: bool, kept: AbstractSet[str]) -> None:
+def _in_float(scheme: Scheme) -> Scheme:
+    return replace(scheme, half_scales=False)
+
+
+def _quantise_weights(
+    graph: ir.Graph, scheme: Scheme, pair_safe: bool, kept: AbstractSet[str], wide: AbstractSet[str]
+) -> None:
     stored: dict[tuple[ir.Value, int], ir.Value] = {}
     for node in tuple(graph):
         if not is_weighted(node) or node.name in kept:
@@ -152,7 +167,9 @@ def _quantise_weights(graph: ir.Graph, scheme: Scheme, pair_safe: bool, kept: Ab
         if weight is None or weight.const_value is None or not is_constant(weight):
             raise GraphRefused("its weight is not in the file.", where=label(node))
         if (weight, axis) not in stored:
-            stored[weight, axis] = _insert_weight(graph, node, weight, axis, scheme, pair_safe)
+            narrow = any(use.node.name not in wide for use in weight.uses())
+            theirs = scheme if narrow else _in_float(scheme)
+            stored[weight, axis] = _insert_weight(graph, node, weight, axis, theirs, pair_safe)
         node.replace_input_with(1, stored[weight, axis])
     for weight in dict.fromkeys(weight for weight, _ in stored):
         if not weight.uses():

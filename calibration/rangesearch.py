@@ -25,8 +25,8 @@ from resedge.protocols import Float32Array, Progress
 if TYPE_CHECKING:
     import onnx
 
-_COARSE: Final = 2.0 ** (-np.arange(-1, 18) / 12)  # of the extremes: 6 % apart, from 106 to 37 %
-_FINE: Final = 1 + np.arange(-6, 7) / 200  # of the best of these: where a common value falls on the grid
+_COARSE: Final = 2.0 ** (-np.arange(0, 9) / 6)  # of the extremes: 12 % apart, from 100 to 40 %
+_FINE: Final = 1 + np.arange(-6, 7) / 100  # of the best of these: where a common value falls on the grid
 _BATCH: Final = 32
 
 _Array = npt.NDArray[Any]

@@ -3,7 +3,7 @@
 The rules are those of TensorRT's explicit quantisation (developer guide, "Explicit Quantization";
 IQuantizeLayer and IDequantizeLayer in NvInfer.h) and, for the `cpu` scheme, those by which OpenVINO
 and ONNX Runtime recognise integer kernels. A file of any origin can be checked, in FP32 or FP16
-surroundings.
+surroundings, or in FP16 with nodes that stay FP32: a Cast stands where they meet, in front of a pair.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from resedge.artifacts import Artifact, parse_json
 from resedge.calibration.graph import is_constant, label, name_of, read_graph
 from resedge.calibration.grids import SMALLEST_HALF_SCALE
 from resedge.calibration.schemes import (
+    RESHAPING_OPS,
     Scheme,
     Site,
     activation_sites,
@@ -101,6 +102,7 @@ def _check_pairs(graph: ir.Graph) -> None:
             _check_source(node)
             if node.outputs[0].is_graph_output():
                 raise GraphRefused("a result of the graph is quantised.", where=label(node))
+            _check_no_cast(node)
 
 
 def _check_source(dequantise: ir.Node) -> None:
@@ -117,6 +119,18 @@ def _check_source(dequantise: ir.Node) -> None:
                 f"its {('scale', 'zero point')[index - 1]} is not that of {label(producer)}.",
                 where=label(dequantise),
             )
+
+
+def _check_no_cast(node: ir.Node) -> None:
+    """Runtimes fuse a pair with the node behind it, and with a Cast between them they do not."""
+    for reader in (use.node for use in node.outputs[0].uses()):
+        if reader.op_type == "Cast":
+            raise GraphRefused(
+                "stands between DequantizeLinear and what reads it; cast in front of the pair.",
+                where=label(reader),
+            )
+        if reader.op_type in RESHAPING_OPS:
+            _check_no_cast(reader)
 
 
 def _check_grids(graph: ir.Graph, scheme: Scheme) -> None:

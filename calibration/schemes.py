@@ -39,8 +39,8 @@ WEIGHTED_OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MEANS: Final = frozenset({"AveragePool", "GlobalAveragePool"})
 _MAXIMA: Final = frozenset({"GlobalMaxPool", "MaxPool"})
 _SPATIAL_AXES: Final = ({2, 3}, {-2, -1})
-_RESHAPING_OPS: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-_OPS_OF_ONE_TENSOR: Final = _RESHAPING_OPS | {"CastLike", "Expand", "Pad", "Slice", "Tile"}
+RESHAPING_OPS: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_OPS_OF_ONE_TENSOR: Final = RESHAPING_OPS | {"CastLike", "Expand", "Pad", "Slice", "Tile"}
 _OPS_OF_SHAPES: Final = frozenset({"Shape", "Size"})
 
 
@@ -142,14 +142,16 @@ def range_origin(value: ir.Value) -> ir.Value:
     """Return the tensor whose values `value` only selects or rearranges.
 
     What leaves a MaxPool, Pad, Concat or Reshape takes the range of what entered, so that both sides
-    have one scale and the node can run on the integers themselves. Of a Concat it is the first input
-    that is followed; `Site.origins` has them all.
+    have one scale and the node can run on the integers themselves. A Cast between float types changes no
+    range either. Of a Concat it is the first input that is followed; `Site.origins` has them all.
     """
+    value = _before_casts(value)
     producer = value.producer()
     while producer is not None and _keeps_values(producer):
         source = producer.inputs[0]
         assert source is not None  # these operators have a data input
-        value, producer = source, source.producer()
+        value = _before_casts(source)
+        producer = value.producer()
     return value
 
 
@@ -198,13 +200,14 @@ def _indices(
 def _quantised_movers(graph: ir.Graph, scheme: Scheme, kept: AbstractSet[str]) -> set[ir.Node]:
     """Return each Pad and Concat whose output is read quantised, from the last one back."""
     movers: set[ir.Node] = set()
-    wanted: set[ir.Value | None] = set()
+    wanted: set[ir.Value] = set()
     for node in reversed(graph):
         if node.outputs[0] in wanted and (_pads_on_the_grid(node) or _is_joining(node)):
             movers.add(node)
         for index in _indices(node, scheme, kept, movers):
             reader, place = _before_reshaping(node, index)
-            wanted.add(_before_casts(reader.inputs[place]))
+            if (value := reader.inputs[place]) is not None:
+                wanted.add(_before_casts(value))
     return movers
 
 
@@ -228,18 +231,19 @@ def _shared_origins(graph: ir.Graph, movers: AbstractSet[ir.Node]) -> dict[ir.Va
 def _before_reshaping(node: ir.Node, index: int) -> tuple[ir.Node, int]:
     value = node.inputs[index]
     producer = value.producer() if value is not None else None
-    while producer is not None and producer.op_type in _RESHAPING_OPS:
+    while producer is not None and producer.op_type in RESHAPING_OPS:
         node, index, source = producer, 0, producer.inputs[0]
         producer = source.producer() if source is not None else None
     return node, index
 
 
-def _before_casts(value: ir.Value | None) -> ir.Value | None:
+def _before_casts(value: ir.Value) -> ir.Value:
     """Look through changes of the float type, so that a graph in FP16 reads as the FP32 one."""
-    producer = value.producer() if value is not None else None
+    producer = value.producer()
     while producer is not None and producer.op_type == "Cast":
-        value = producer.inputs[0]
-        producer = value.producer() if value is not None else None
+        source = producer.inputs[0]
+        assert source is not None  # of a Cast
+        value, producer = source, source.producer()
     return value
 
 
@@ -259,7 +263,7 @@ def _is_mean(node: ir.Node) -> bool:
 def _is_maximum(node: ir.Node) -> bool:
     if node.op_type not in _MAXIMA and not (node.op_type == "ReduceMax" and _is_spatial(node)):
         return False
-    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    source = _before_casts(node.inputs[0]).producer() if node.inputs[0] is not None else None
     # What "same" padding puts around a maximum may be minus infinity, which no grid holds.
     return source is None or source.op_type != "Pad" or _pads_on_the_grid(source)
 
@@ -273,7 +277,7 @@ def _is_spatial(node: ir.Node) -> bool:
 
 def _keeps_values(node: ir.Node) -> bool:
     """Say whether all that a node gives is among what it is given, or zero."""
-    if node.op_type in _RESHAPING_OPS or _is_maximum(node):
+    if node.op_type in RESHAPING_OPS or _is_maximum(node):
         return True
     return _pads_on_the_grid(node) or _is_joining(node)
 
@@ -335,5 +339,5 @@ def _parents(node: ir.Node) -> list[ir.Value]:
     if node.op_type in _OPS_OF_SHAPES:
         return []
     inputs = node.inputs[:1] if node.op_type in _OPS_OF_ONE_TENSOR else node.inputs
-    tensors = (_before_casts(value) for value in inputs)
-    return [value for value in tensors if value is not None and not is_constant(value)]
+    tensors = (_before_casts(value) for value in inputs if value is not None)
+    return [value for value in tensors if not is_constant(value)]

@@ -13,7 +13,6 @@ readers, and what is cast is the tensor in front of the pair.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +21,7 @@ import numpy as np
 
 from resedge.artifacts import Artifact, sha256_bytes
 from resedge.errors import GraphRefused, UsageError
+from resedge.export.halfrange import LARGEST, RESHAPING, SMALLEST_NORMAL, magnitude, stays_float
 from resedge.export.onnxfile import MODULE_KEY, OPSET, serialise
 from resedge.files import write_bytes
 from resedge.protocols import Array
@@ -29,13 +29,9 @@ from resedge.protocols import Array
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LARGEST: Final = float(np.finfo(np.float16).max)  # 65504
-SMALLEST_SCALE: Final = float(np.finfo(np.float16).smallest_normal)  # 6.1e-5
-LIMIT: Final = LARGEST / 2  # of an activation: an image in service may go further than those that were seen
 WIDE_KEY: Final = "resedge.wide"  # of a model's metadata: the JSON list of the nodes that stay float32
 _SCALED = {"QuantizeLinear", "DequantizeLinear"}
-_RESHAPING = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-_PASSING = _RESHAPING | {"MaxPool"}
+_OF_ANY_TYPE = {"Shape", "Size"}
 
 
 def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset()) -> Artifact:
@@ -44,9 +40,9 @@ def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset())
     Args:
         model: An opset 19 graph whose floating-point tensors are float32.
         out: The file to write.
-        wide: Names of nodes that stay float32. A Flatten or its like that only such nodes read joins them,
-            since nothing may stand between a pair and the Flatten behind it. The file lists them all under
-            `WIDE_KEY`, Q/DQ nodes excepted.
+        wide: Names of nodes that stay float32. A Flatten or its like has the precision of what reads it,
+            since nothing may stand between a pair and what is behind the Flatten; one that both precisions
+            read becomes two. The file lists them all under `WIDE_KEY`, Q/DQ nodes excepted.
 
     Returns:
         Kind "onnx/fp16" for "onnx/fp32", any other kind (a Q/DQ scheme's) kept; the same inputs and
@@ -63,8 +59,11 @@ def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset())
     import onnx
     import onnx_ir as ir
 
-    halved = ir.from_proto(onnx.load_from_string(model.read()))
+    # Within what a translation decomposed no type is declared, and between Q and DQ neither.
+    halved = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load_from_string(model.read())))
     _check_form(halved, model)
+    _check_names(halved.graph, wide)
+    _drop_constant_casts(halved.graph)
     kept = _settle(halved.graph, wide)
     underflowed = _halve_constants(halved.graph, kept)
     for node in halved.graph:
@@ -88,68 +87,6 @@ def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset())
     )
 
 
-def wide_nodes(model: Artifact, largest: Mapping[str, float]) -> frozenset[str]:
-    """Return the nodes that `write_half` must keep float32, by the magnitudes of their tensors.
-
-    These are the nodes that write or read a tensor beyond `LIMIT`, half of FP16's largest number: what was
-    seen is a sample, and an image in service may reach further. A reader is one of them, since it would
-    read infinity. What leaves a Relu, MaxPool, Flatten or its like has entered it, and all but Relu pass the
-    largest number on, so a tensor that is not named is judged by one beside it. A node with a constant
-    above 65504, which needs no margin, is wide too.
-
-    Args:
-        model: The plain float32 graph.
-        largest: Maps a tensor's name to the largest magnitude seen in it; tensors may be missing.
-
-    Raises:
-        GraphRefused: A tensor that is named is not in the graph.
-        StaleArtifact, InputRefused: `model` cannot be read.
-    """
-    import onnx
-    import onnx_ir as ir
-
-    graph = ir.from_proto(onnx.load_from_string(model.read())).graph
-    written = {value.name for node in graph for value in node.outputs}
-    if unknown := sorted(largest.keys() - written - {value.name for value in graph.inputs}):
-        raise GraphRefused("is no tensor of the graph.", where=unknown[0])
-    beyond = {name for name, magnitude in largest.items() if not magnitude <= LIMIT}
-    _spread(graph, beyond)
-    found = set()
-    for node in graph:
-        tensors = {str(value.name) for value in (*node.inputs, *node.outputs) if value is not None}
-        if tensors & beyond or _has_large_constant(node):
-            found.add(str(node.name))
-    return frozenset(found)
-
-
-def _spread(graph: ir.Graph, beyond: set[str]) -> None:
-    """Add the tensors that must hold the same large numbers as one that is known to, in place."""
-    nodes = tuple(graph)
-    for node in reversed(nodes):
-        if node.op_type in _PASSING | {"Relu"} and node.outputs[0].name in beyond:
-            beyond.add(_source_name(node))
-    for node in nodes:
-        if node.op_type in _PASSING and _source_name(node) in beyond:
-            beyond.add(str(node.outputs[0].name))
-
-
-def _source_name(node: ir.Node) -> str:
-    source = node.inputs[0]
-    return "" if source is None else str(source.name)
-
-
-def _has_large_constant(node: ir.Node) -> bool:
-    import onnx_ir as ir
-
-    for index, value in enumerate(node.inputs):
-        tensor = None if value is None else value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or _is_batchnorm_parameter(node, index):
-            continue
-        if not _magnitude(tensor.numpy()) <= LARGEST:
-            return True
-    return False
-
-
 def _check_form(model: ir.Model, artifact: Artifact) -> None:
     """Refuse what the conversion below does not know, rather than write a graph that is half right."""
     import onnx_ir as ir
@@ -162,41 +99,68 @@ def _check_form(model: ir.Model, artifact: Artifact) -> None:
         raise GraphRefused("needed is one float32 input and one float32 output.", where=where)
     for node in graph:
         # These carry a type of their own, in an attribute or a subgraph.
-        if node.op_type in ("Cast", "CastLike", "Constant", "ConstantOfShape", "If", "Loop", "Scan"):
+        if node.op_type in ("Cast", "Constant", "ConstantOfShape", "If", "Loop", "Scan") or (
+            node.op_type == "CastLike" and not _is_stored_float(node.inputs[0])
+        ):
             raise GraphRefused(f"a {node.op_type} has no FP16 form here.", where=node.name or where)
     for value in graph.initializers.values():
         if value.dtype in (ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             raise GraphRefused(f"is {value.dtype}, needed is float32.", where=value.name or where)
 
 
-def _settle(graph: ir.Graph, wide: AbstractSet[str]) -> set[ir.Node]:
-    """Return the nodes that stay float32; a Q or DQ that both precisions read becomes two, in place."""
-    named = {str(node.name): node for node in graph if node.op_type not in _SCALED}
-    if unknown := sorted(wide - named.keys()):
+def _check_names(graph: ir.Graph, wide: AbstractSet[str]) -> None:
+    known = {str(node.name) for node in graph if node.op_type not in _SCALED}
+    if unknown := sorted(wide - known):
         raise UsageError(
             f"{', '.join(unknown)}: no node is called so that can stay float32.",
             where=str(graph.name),
             cure="Q/DQ nodes have the precision of what reads them.",
         )
-    kept = {named[name] for name in wide}
+
+
+def _drop_constant_casts(graph: ir.Graph) -> None:
+    """Let nodes read a constant themselves that a CastLike gave the type of an activation.
+
+    In a float32 graph it computes nothing, and a constant takes the precision of its readers anyway.
+    """
+    for node in tuple(graph):
+        if node.op_type == "CastLike":
+            for reader, index in tuple(node.outputs[0].uses()):
+                reader.replace_input_with(index, node.inputs[0])
+            graph.remove(node, safe=True)
+
+
+def _is_stored_float(value: ir.Value | None) -> bool:
+    import onnx_ir as ir
+
+    return value is not None and value.const_value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _settle(graph: ir.Graph, wide: AbstractSet[str]) -> set[ir.Node]:
+    """Return the nodes that stay float32, in place.
+
+    A Q, a DQ, and a Flatten or its like have the precision of what reads them, and become two where both
+    precisions do: a Cast behind one would part the pair from the node that it is fused with.
+    """
+    kept = set()
     for node in reversed(tuple(graph)):  # readers first
         uses = node.outputs[0].uses()
         among = [(reader, index) for reader, index in uses if reader in kept]
-        if node in kept or not among:
-            continue
-        if len(among) == len(uses) and node.op_type in _SCALED | _RESHAPING:
-            kept.add(node)
-        elif node.op_type in _SCALED:
-            kept.add(_twin(graph, node, among))
+        if not uses or node.op_type not in _SCALED | RESHAPING:
+            if node.name in wide:
+                kept.add(node)
+        elif among:
+            kept.add(node if len(among) == len(uses) else _twin(graph, node, among))
     return kept
 
 
 def _twin(graph: ir.Graph, node: ir.Node, uses: list[tuple[ir.Node, int]]) -> ir.Node:
-    """Put a copy of a Q or DQ beside it, for some of its readers."""
+    """Put a copy of a node beside it, for some of its readers."""
     import onnx_ir as ir
 
     (original,) = node.outputs
-    output = ir.Value(name=f"{original.name}.float", type=original.type, shape=original.shape)
+    kind = None if original.dtype is None else ir.TensorType(original.dtype)  # a type is changed in place
+    output = ir.Value(name=f"{original.name}.float", type=kind, shape=original.shape)
     attributes = tuple(node.attributes.values())
     twin = ir.Node("", node.op_type, node.inputs, attributes, outputs=[output], name=f"{node.name}.float")
     twin.metadata_props.update(node.metadata_props)
@@ -214,9 +178,7 @@ def _halve_constants(graph: ir.Graph, kept: AbstractSet[ir.Node]) -> int:
     for value in tuple(graph.initializers.values()):
         tensor = value.const_value
         narrow_uses = [
-            (node, index)
-            for node, index in value.uses()
-            if node not in kept and not _is_batchnorm_parameter(node, index)
+            (node, index) for node, index in value.uses() if node not in kept and not stays_float(node, index)
         ]
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or not narrow_uses:
             continue
@@ -245,16 +207,8 @@ def _add_constant(graph: ir.Graph, name: str, numbers: Array, uses: list[tuple[i
         node.replace_input_with(index, value)
 
 
-def _is_batchnorm_parameter(node: ir.Node, index: int) -> bool:
-    return node.op_type == "BatchNormalization" and index > 0
-
-
-def _magnitude(numbers: Array) -> float:
-    return float(np.abs(numbers).max(initial=0.0))
-
-
 def _check_range(wide: Array, name: str, *, scale: bool) -> None:
-    largest = _magnitude(wide)
+    largest = magnitude(wide)
     if not largest <= LARGEST:
         raise GraphRefused(
             f"holds {largest:.4g}, FP16 ends at {LARGEST:.0f}.",
@@ -262,9 +216,9 @@ def _check_range(wide: Array, name: str, *, scale: bool) -> None:
             cure="Keep the node that reads it in float32, or deploy this model in fp32.",
         )
     smallest = float(wide.min(initial=np.inf))
-    if scale and smallest < SMALLEST_SCALE:
+    if scale and smallest < SMALLEST_NORMAL:
         raise GraphRefused(
-            f"is a scale of {smallest:.4g}, FP16 holds scales from {SMALLEST_SCALE:.4g} on.",
+            f"is a scale of {smallest:.4g}, FP16 holds scales from {SMALLEST_NORMAL:.4g} on.",
             where=name,
             cure="Calibrate with images that reach this layer; a channel of zeros needs a larger scale.",
         )
@@ -274,7 +228,7 @@ def _cast_borders(graph: ir.Graph, kept: AbstractSet[ir.Node]) -> None:
     """Give each tensor that the other precision reads one Cast, which all of its readers share."""
     nodes = tuple(graph)
     (image,) = graph.inputs
-    if narrow := [(node, index) for node, index in image.uses() if node not in kept]:
+    if narrow := [(n, index) for n, index in image.uses() if n not in kept and n.op_type not in _OF_ANY_TYPE]:
         graph.insert_before(nodes[0], _cast_for(image, narrow, half=True))
     for node in nodes:
         for value in node.outputs:
@@ -286,7 +240,11 @@ def _cast_output(graph: ir.Graph, node: ir.Node, value: ir.Value, kept: Abstract
     import onnx_ir as ir
 
     wide = node in kept
-    others = [(reader, index) for reader, index in value.uses() if (reader in kept) != wide]
+    others = [
+        (reader, index)
+        for reader, index in value.uses()
+        if (reader in kept) != wide and reader.op_type not in _OF_ANY_TYPE
+    ]
     if value.is_graph_output() and not wide:
         name = value.name
         value.name = f"{name}.half"
@@ -297,17 +255,15 @@ def _cast_output(graph: ir.Graph, node: ir.Node, value: ir.Value, kept: Abstract
             graph.insert_after(node, cast)
         else:
             graph.append(cast)
-    elif others and _is_float(node, value):
+    elif others and _is_float(value):
         graph.insert_after(node, _cast_for(value, others, half=wide))
 
 
-def _is_float(node: ir.Node, value: ir.Value) -> bool:
+def _is_float(value: ir.Value) -> bool:
     import onnx_ir as ir
 
-    if value.dtype is None and node.op_type not in _SCALED:
-        raise GraphRefused("has no declared type.", where=str(value.name))
-    if value.dtype is None:  # a Q/DQ scheme declares none
-        return node.op_type == "DequantizeLinear"
+    if value.dtype is None:
+        raise GraphRefused("has no type that can be inferred.", where=str(value.name))
     return value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 

@@ -2,7 +2,9 @@
 
 Runtimes on a CPU read an FP16 graph and compute it in float32, so that nothing of this shows there.
 torch computes in half what is half: operands and results are rounded to it, and a sum within an operator
-runs in float32, as it does in a GPU's matrix units. Importing this module imports torch.
+runs in float32, as it does in a GPU's matrix units. The few operators that it has no half form of are
+computed so too: in float32, between operands and a result that are rounded. Importing this module imports
+torch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from torch import Tensor, fx
 
 from resedge.artifacts import Artifact
 from resedge.errors import InputRefused, NotFinite
-from resedge.export.half import LIMIT, SMALLEST_SCALE, wide_nodes
+from resedge.export.halfrange import LIMIT, SMALLEST_NORMAL, weights_in_half, wide_nodes
+from resedge.export.halfreport import HalfReport, LogitsInHalf, NodeInHalf
 from resedge.export.onnxfile import MODULE_KEY
 from resedge.export.trace import module_path, output_of, shortened
 from resedge.protocols import Float32Array
@@ -39,61 +42,6 @@ _NOTHING = {  # they compute nothing in eval mode, and no node of the ONNX graph
 _NO_EXTREMES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class NodeInHalf:
-    """One node of the ONNX graph when all of it is half.
-
-    `largest` is the largest magnitude of its output in float32, over the images of the run and the extremes
-    that were given. `finite` says that half gave numbers, not infinity or NaN. `underflow` is the fraction
-    of values that are not zero in float32, and zero or subnormal (below 6.1e-5) in half. `sqnr` is signal
-    over error of half against float32 in dB; None where half is not finite, or there is no error.
-    """
-
-    name: str
-    op_type: str
-    largest: float
-    finite: bool
-    underflow: float
-    sqnr: float | None
-
-
-@dataclass(frozen=True)
-class LogitsInHalf:
-    """The logits of a run with half in it against those of float32.
-
-    `agreement` is the fraction of images of the same class; logits that are no numbers agree with nothing.
-    `largest_difference` is None where any logit is infinite or NaN.
-    """
-
-    agreement: float
-    largest_difference: float | None
-
-
-@dataclass(frozen=True)
-class HalfReport:
-    """What half does to a graph, on `images` images.
-
-    `limit` is the magnitude beyond which an activation counts as overflowing: half of FP16's largest number,
-    since an image in service may reach further than those that were run. `overflowing` names the nodes that
-    write beyond it or give no numbers in half, `wide` all that must stay float32: these, the nodes that read
-    what they write, and nodes with a constant that FP16 cannot hold. `all_half` is the run with everything
-    in half, `mixed` the one with `wide` in float32; None where nothing must be.
-    """
-
-    images: int
-    limit: float
-    nodes: tuple[NodeInHalf, ...]
-    overflowing: tuple[str, ...]
-    wide: tuple[str, ...]
-    all_half: LogitsInHalf
-    mixed: LogitsInHalf | None
-
-    @property
-    def final(self) -> LogitsInHalf:
-        """The run of the graph as it is to be written."""
-        return self.all_half if self.mixed is None else self.mixed
-
-
 def run_half(
     graph: fx.GraphModule,
     model: Artifact,
@@ -103,6 +51,8 @@ def run_half(
     """Run a graph in half on the CPU, find the nodes that must stay float32, and run it again with these so.
 
     Half is slow on a CPU, seconds for an image of 224 x 224 in a ResNet-50: 8 images show what overflows.
+    Infinity within the graph, such as the filling of a Pad before a maximum, is no fault where float32 has
+    it too.
 
     Args:
         graph: Maps (N, *input_shape) float32 to (N, classes) float32: `Folded.graph`. Left as it is.
@@ -111,8 +61,8 @@ def run_half(
         extremes: Least and largest value of tensors of `model` on more images, such as calibration's.
 
     Raises:
-        InputRefused: `model` is not of this graph, or torch cannot compute an operator in half.
-        NotFinite: A node gives NaN or infinity in float32.
+        InputRefused: `model` is not of this graph, or torch cannot compute an operator beside float32.
+        NotFinite: The logits hold NaN or infinity in float32; the first node that gives any is named.
         GraphRefused: A tensor in `extremes` is not in the graph.
         StaleArtifact: `model` has changed.
     """
@@ -135,6 +85,7 @@ def run_half(
         images=len(images),
         limit=LIMIT,
         nodes=entries,
+        weights=weights_in_half(model),
         overflowing=tuple(e.name for e in entries if e.largest > LIMIT or e.name in broken),
         wide=tuple(entry.name for entry in entries if entry.name in wide),
         all_half=_compare_logits(expected, narrow),
@@ -167,12 +118,18 @@ class _Beside(fx.Interpreter):
         self._wide = wide
         self._mapped = mapped
         self._beside: dict[fx.Node, Any] = {}
+        self._infinite: list[fx.Node] = []
         self.seen: dict[fx.Node, _Seen] = {}
 
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits in float32, and those of the run beside, as float32."""
         with torch.no_grad():
             expected: Tensor = self.run(images.clone())  # forward may write over them
+        if not expected.isfinite().all():
+            first = (self._infinite or [self._result])[0]
+            raise NotFinite(
+                "gives NaN or infinite numbers in float32.", where=module_path(first) or first.name
+            )
         return expected, self._beside[self._result].float()
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - a node's value may be anything
@@ -183,7 +140,7 @@ class _Beside(fx.Interpreter):
             self._beside[n] = value.clone() if n.op == "placeholder" else value
             return value
         if not math.isfinite(_extent(value)):
-            raise NotFinite("gives NaN or infinity in float32.", where=module_path(n) or n.name)
+            self._infinite.append(n)
         args, kwargs = self._operands(n)
         narrow = self._call(n, args, kwargs)
         self._beside[n] = narrow
@@ -192,8 +149,13 @@ class _Beside(fx.Interpreter):
         return value
 
     def _call(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        compute = getattr(self, n.op)
         try:
-            result: Tensor = getattr(self, n.op)(n.target, args, kwargs)
+            result: Tensor
+            try:
+                result = compute(n.target, args, kwargs)
+            except NotImplementedError:  # torch has no half form of it
+                result = compute(n.target, _in_float(args), _in_float(kwargs)).half()
         except (RuntimeError, TypeError) as error:
             raise InputRefused(
                 f"cannot be computed in half by torch: {shortened(error)}",
@@ -235,19 +197,31 @@ def _is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def _in_float(operands: Any) -> Any:  # noqa: ANN401 - arguments of any operator
+    def in_float(value: Any) -> Any:  # noqa: ANN401 - one of them
+        return value.float() if _is_float(value) else value
+
+    return fx.node.map_aggregate(operands, in_float)
+
+
 def _extent(value: Tensor) -> float:
-    """Return the largest magnitude, NaN where there is one."""
+    """Return the largest magnitude, 0 of an empty tensor, NaN where there is one."""
+    if not value.numel():
+        return 0.0
     low, high = (float(end) for end in value.aminmax())
     return max(-low, high)  # both ends are NaN if either is
 
 
 def _compare(value: Tensor, narrow: Tensor, reads_numbers: bool) -> _Seen:
+    if not math.isfinite(_extent(value)):
+        numbers = value.isfinite()
+        value, narrow = value[numbers], narrow[numbers]
     finite = math.isfinite(_extent(narrow))
-    tiny = (narrow.abs() < SMALLEST_SCALE) & (value != 0)
+    tiny = (narrow.abs() < SMALLEST_NORMAL) & (value != 0)
     return _Seen(
         largest=_extent(value),
         finite=finite,
-        underflow=int(tiny.count_nonzero()) / tiny.numel(),
+        underflow=int(tiny.count_nonzero()) / max(tiny.numel(), 1),
         sqnr=_sqnr(value, narrow) if finite else None,
         breaks=reads_numbers and not finite,
     )
@@ -356,6 +330,7 @@ def _entry(
     return NodeInHalf(
         name=node.name,
         op_type=node.op_type,
+        tensor=node.tensor,
         largest=max(-low, high, *(each.largest for each in found)),
         finite=finite,
         underflow=max(each.underflow for each in found),

@@ -63,7 +63,7 @@ def prove(
     prover = _Prover(graph, folds)
     try:
         with torch.no_grad():
-            logits: Tensor = prover.run(images)
+            logits: Tensor = prover.run(images.clone())  # forward may write over them
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputRefused(
             f"the traced graph cannot run in float64: {shortened(error)}",

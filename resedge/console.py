@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from resedge.artifacts import JsonValue, Verdict
     from resedge.calibration.bakeoff import Entry
     from resedge.errors import ResedgeError
-    from resedge.pipeline.explaining import Explanation
+    from resedge.pipeline.explaining import Explanation, InHalf
     from resedge.pipeline.inspecting import Diagnosis
 
 _NAME_WIDTH = 10
@@ -139,8 +139,6 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 
 def print_explanation(found: Explanation) -> None:
     """Print what `resedge explain` read."""
-    from resedge.export.half import LARGEST
-
     console = Console(highlight=False)
     for scheme, methods in found.methods.items():
         fits = found.fits[scheme]
@@ -158,8 +156,8 @@ def print_explanation(found: Explanation) -> None:
             f"clips: {escape(clipped.tensor)} ({clipped.scheme}) holds {clipped.values[0]:.3g} to "
             f"{clipped.values[1]:.3g}, its range is {clipped.range[0]:.3g} to {clipped.range[1]:.3g}"
         )
-    for name, largest in found.beyond_half:
-        console.print(f"overflows FP16: {escape(name)} reaches {largest:,.0f}, FP16 ends at {LARGEST:,.0f}")
+    if found.half is not None:
+        print_half(found.half)
     for trial in found.search.trials[1:]:
         console.print(
             f"tried: {escape(', '.join(trial.kept))} float ({trial.share:.1%} of the work): "
@@ -172,6 +170,40 @@ def print_explanation(found: Explanation) -> None:
             f"cure: `resedge export … --keep {escape(cure.layer)}` buys {cure.part:.0%} of what keeping "
             f"layers float can, and takes {cure.share:.1%} of the work out of INT8"
         )
+
+
+def print_half(found: InHalf) -> None:
+    """Print what FP16 does to a model: one line where nothing is lost."""
+    from resedge.export.halfrange import LARGEST, SMALLEST_NORMAL
+
+    console = Console(highlight=False)
+    report, final = found.report, found.report.final
+    for wide in found.wide:
+        console.print(f"beyond half of FP16's {LARGEST:,.0f}: {escape(wide.node)} {wide.why}")
+    for entry in found.weights:
+        lost = f"{entry.zero:,} of {entry.values:,} weights"
+        console.print(f"underflows FP16: {lost} of {escape(entry.name)} are zero in it")
+    for node in found.faint:
+        console.print(
+            f"loses digits in FP16: {escape(node.name)}, {node.underflow:.0%} of its values are below "
+            f"{SMALLEST_NORMAL:.1e}"
+        )
+    if final.largest_difference is None:
+        console.print(
+            f"cure: FP16 gives infinity or NaN with {len(report.wide)} nodes in FP32, too: "
+            "`resedge export … --precision fp32,int8`"
+        )
+        return
+    tried = f"on {report.images} images {final.agreement:.0%} agree with float32"
+    if not (found.wide or found.weights or found.faint):
+        console.print(f"FP16: nothing overflows, no weight underflows; {tried}")
+    elif found.wide:
+        console.print(
+            f"FP16: these {len(found.wide)} of {len(report.nodes)} nodes stay FP32 in "
+            f"{' and '.join(found.graphs)}, nothing is to be done; {tried}"
+        )
+    else:
+        console.print(f"FP16: nothing overflows; {tried}")
 
 
 def _layer_table(found: Explanation) -> Table:

@@ -74,7 +74,7 @@ def resedge_rows(folder: Path, draw: int, threads: int) -> list[dict[str, object
         made = calibrated(
             site,
             data,
-            Done(Graphs(fp32, fp32, 0, (), 0.0), {}, False),
+            Done(Graphs(fp32, fp32, fp32, 0, (), 0.0, ()), {}, False),
             Done(EagerAnswers(logits, logits, logits, logits), {}, False),
             pair_safe=here.saturates_pairs,
             tuning=Tuning(max_drop=0.005),

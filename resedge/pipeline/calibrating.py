@@ -11,6 +11,7 @@ from resedge.calibration.bakeoff import BakeOff, Score
 from resedge.calibration.budget import Search, Sensitivity, Trial
 from resedge.calibration.layers import Layer
 from resedge.pipeline.fitting import Chosen, Fit, Recipe, Source, choose_ranges, fit, placed, sources, spread
+from resedge.pipeline.halving import wide_in_all
 from resedge.pipeline.scoring import Bench
 from resedge.pipeline.stages import EagerAnswers, Graphs, write_json
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
@@ -100,7 +101,7 @@ class Scheme:
 class Calibrated:
     """The Q/DQ graphs; ranges.json has every candidate's score, layers.json every layer's sensitivity.
 
-    `largest_activation` is the largest magnitude of any tensor over the calibration images.
+    `wide` are the nodes that stay FP32 where the graph becomes FP16.
     `seen` (a `SeenImages`) lists the images that no later test may use. `tensorrt_in_fp32` is the graph
     of TensorRT's scheme before its surroundings become FP16; it is no file of the bundle. `kept` are the
     layers that stay float, of `layer_count` in all; `met` is whether the budget holds on the tuning images,
@@ -117,7 +118,7 @@ class Calibrated:
     met: bool
     frontier: tuple[Trial, ...]
     images: int
-    largest_activation: float
+    wide: tuple[str, ...]
     warnings: tuple[str, ...]
     int8_cpu: Artifact
     tensorrt_in_fp32: Artifact
@@ -151,6 +152,7 @@ def calibrated(
             "pair_safe": pair_safe,
             "threads": site.threads,
             "tuning": encode(tuning),
+            "wide": encode(float_graphs.value.wide),
         },
         versions=versions("onnxruntime", "onnx", "onnx-ir", "numpy"),
         machine=site.machine,
@@ -159,12 +161,13 @@ def calibrated(
     def make(folder: Path) -> Calibrated:
         for name in ("onnx", "calibration", "between"):
             (folder / name).mkdir()
-        return _calibrate(Bench(site, data, fp32, answers.value, folder), pair_safe, tuning)
+        bench = Bench(site, data, fp32, answers.value, folder)
+        return _calibrate(bench, float_graphs.value.wide, pair_safe, tuning)
 
     return run_stage(site, key, Calibrated, make)
 
 
-def _calibrate(bench: Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
+def _calibrate(bench: Bench, tried_wide: tuple[str, ...], pair_safe: bool, tuning: Tuning) -> Calibrated:
     from resedge.calibration.budget import frontier
     from resedge.calibration.layers import chosen, layers_of
 
@@ -174,9 +177,10 @@ def _calibrate(bench: Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
     small = sum(layer.macs for layer in layers) <= SMALL_NETWORK
     thorough = small if tuning.thorough is None else tuning.thorough
     candidates = sources(bench, thorough=thorough)
+    wide = wide_in_all([(made.model, made.extremes.table) for made in candidates], tried_wide)
     recipes = {
-        "cpu": Recipe("cpu", pair_safe, thorough),
-        "tensorrt": Recipe("tensorrt", pair_safe=False, thorough=thorough),
+        "cpu": Recipe("cpu", thorough, pair_safe=pair_safe),
+        "tensorrt": Recipe("tensorrt", thorough, wide=frozenset(wide)),
     }
     ranges = {name: choose_ranges(bench, candidates, recipe, always) for name, recipe in recipes.items()}
     cpu, recipe = ranges["cpu"], recipes["cpu"]
@@ -194,8 +198,7 @@ def _calibrate(bench: Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
         for name, made in ranges.items()
     }
     original = candidates[0]
-    extremes = original.extremes.table
-    document = RangesDocument(1, extremes, choices, tuple(scores))
+    document = RangesDocument(1, original.extremes.table, choices, tuple(scores))
     parents = (bench.fp32.sha256, data.calibration.sha256)
     seen = SeenImages(data.calibration.digests, data.tuning.digests)
     described = LayersDocument(1, layers, found, searched, tuning.max_drop)
@@ -210,7 +213,7 @@ def _calibrate(bench: Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
         met=searched.met,
         frontier=frontier(searched.trials),
         images=len(data.calibration),
-        largest_activation=max(max(-low, high) for low, high in extremes.values()),
+        wide=wide,
         warnings=_warnings(original),
         int8_cpu=_moved(fits["cpu"].graph, folder / "onnx/int8.cpu.onnx"),
         tensorrt_in_fp32=_moved(fits["tensorrt"].graph, folder / "between/int8.tensorrt-fp32.onnx"),

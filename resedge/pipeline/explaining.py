@@ -1,4 +1,4 @@
-"""`resedge explain`: what INT8 costs a bundle's model, layer by layer, and what each cure buys."""
+"""`resedge explain`: what INT8 and FP16 cost a bundle's model, layer by layer, and what each cure buys."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from resedge.artifacts import decode, parse_json
 from resedge.bundle import Bundle
 from resedge.calibration.bakeoff import BakeOff
 from resedge.calibration.budget import Search, Sensitivity
-from resedge.export.half import LARGEST
+from resedge.export.halfreport import HalfReport, NodeInHalf, WeightsInHalf
 from resedge.pipeline.calibrating import LayersDocument, RangesDocument
+from resedge.pipeline.halving import Extremes, Wide, explain_wide
 
 COARSE = 20.0  # dB; below it a tenth of the signal's amplitude is noise
 _CLIPPED = 0.9  # of an end of the values; a range that ends before it is said
+_FAINT = 0.1  # of a node's values; where more lose digits in FP16 it is said
 _NAMED = 5
 _CURES = 3
+
+_HALF = "onnx/half.json"
+_HALF_GRAPHS = ("onnx/fp16.onnx", "onnx/int8.tensorrt.onnx")
 
 T = TypeVar("T")
 
@@ -43,19 +48,34 @@ class Cure:
 
 
 @dataclass(frozen=True)
+class InHalf:
+    """What FP16 does to a model, and the graphs of the bundle that are in it.
+
+    `wide` are the nodes that stay FP32 in these. Of the others `weights` lose some that become zero, and of
+    what `faint` write a part worth naming is below 6.1e-5, the most first.
+    """
+
+    report: HalfReport
+    graphs: tuple[str, ...]
+    wide: tuple[Wide, ...]
+    weights: tuple[WeightsInHalf, ...]
+    faint: tuple[NodeInHalf, ...]
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """What is known of a bundle's INT8 graphs.
+    """What is known of a bundle's INT8 and FP16 graphs.
 
     `methods` and `fits` map a scheme to its bake-offs. `layers` is empty where nothing was measured.
-    `beyond_half` lists the tensors that FP16 cannot hold, with their largest magnitude. `search` has what
-    stays float, and what was tried for the budget.
+    `search` has what stays float, and what was tried for the budget. `half` is None in a bundle from before
+    models were tried in half.
     """
 
     methods: Mapping[str, BakeOff]
     fits: Mapping[str, BakeOff]
     layers: tuple[Sensitivity, ...]
     clipped: tuple[Clipped, ...]
-    beyond_half: tuple[tuple[str, float], ...]
+    half: InHalf | None
     cures: tuple[Cure, ...]
     search: Search
     max_drop: float
@@ -77,11 +97,7 @@ def explain(path: Path) -> Explanation:
         fits={name: choice.fits for name, choice in ranges.schemes.items()},
         layers=found,
         clipped=_clipped(ranges),
-        beyond_half=tuple(
-            (name, max(-low, high))
-            for name, (low, high) in ranges.extremes.items()
-            if max(-low, high) > LARGEST
-        ),
+        half=_half(bundle, ranges.extremes),
         cures=_cures(found),
         search=layers.search,
         max_drop=layers.max_drop,
@@ -91,6 +107,25 @@ def explain(path: Path) -> Explanation:
 def _document(kind: type[T], bundle: Bundle, name: str) -> T:
     file = bundle.file(name)
     return decode(kind, parse_json(file.read().decode(), str(file.path)), str(file.path))
+
+
+def _half(bundle: Bundle, extremes: Extremes) -> InHalf | None:
+    files = {artifact.path.as_posix(): artifact for artifact in bundle.manifest.files}
+    if _HALF not in files:
+        return None
+    report = _document(HalfReport, bundle, _HALF)
+    written = {name: files[name].meta["wide"] for name in _HALF_GRAPHS if name in files}
+    names = frozenset(report.wide).union(
+        *(decode(tuple[str, ...], wide, name) for name, wide in written.items())
+    )
+    faint = [node for node in report.nodes if node.underflow > _FAINT and node.name not in names]
+    return InHalf(
+        report,
+        tuple(written),
+        explain_wide(report, extremes, names),
+        tuple(entry for entry in report.weights if entry.zero and entry.name not in names),
+        tuple(sorted(faint, key=lambda node: -node.underflow)[:_NAMED]),
+    )
 
 
 def _clipped(document: RangesDocument) -> tuple[Clipped, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resedge.artifacts import Artifact, Ranges, encode, sha256_json
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 NEAREST, BIAS, TOGETHER = "nearest", "bias", "together"
 _SUBSETS = 4
-_SEARCHED_IMAGES = 64  # a range is tried some thirty times on each
+_SEARCHED_IMAGES = 32  # a range is tried some twenty times on each
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Recipe:
     """How a scheme's graph is made: see `resedge.calibration.placement.place`, and `Tuning.thorough`."""
 
     scheme: str
-    pair_safe: bool
     thorough: bool
+    pair_safe: bool = False
+    wide: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,11 +200,26 @@ def _score(bench: Bench, source: Source, ranges: Ranges, recipe: Recipe, kept: f
     return bench.score(graph, f"{recipe.scheme}, {ranges.method}", hardest=True, float_weights=alone)
 
 
-def placed(bench: Bench, model: Artifact, ranges: Ranges, recipe: Recipe, kept: frozenset[str]) -> Artifact:
-    """Write the candidate graph with these ranges, every number rounded to the nearest."""
+def placed(
+    bench: Bench,
+    model: Artifact,
+    ranges: Ranges,
+    recipe: Recipe,
+    kept: frozenset[str],
+    out: Path | None = None,
+) -> Artifact:
+    """Write a graph with these ranges, every number rounded to the nearest; without `out` a candidate."""
     from resedge.calibration.placement import place
 
-    return place(model, ranges, recipe.scheme, bench.candidate, pair_safe=recipe.pair_safe, kept=kept)
+    return place(
+        model,
+        ranges,
+        recipe.scheme,
+        out or bench.candidate,
+        pair_safe=recipe.pair_safe,
+        kept=kept,
+        wide=recipe.wide,
+    )
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -212,11 +229,10 @@ def fit(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -> F
     """Choose how far a graph's numbers are fitted to images, by the score on tuning images."""
     from resedge.calibration.bakeoff import choose
     from resedge.calibration.layerwise import adjust, apply, images_for
-    from resedge.calibration.placement import place
 
     model, scheme, between = chosen.source.model, recipe.scheme, bench.folder / "between"
     nearest = between / f"{scheme}.{NEAREST}.onnx"
-    graphs = {NEAREST: place(model, chosen.ranges, scheme, nearest, pair_safe=recipe.pair_safe, kept=kept)}
+    graphs = {NEAREST: placed(bench, model, chosen.ranges, recipe, kept, nearest)}
     adjustments: dict[str, Mapping[str, Adjustment]] = {NEAREST: {}}
     some = bench.sample(images_for(model))
     for kind in (BIAS, TOGETHER) if recipe.thorough else (BIAS,):

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from resedge import data as builtin
-from resedge.artifacts import Artifact
-from resedge.errors import InputRefused
-from resedge.export.half import LARGEST
-from resedge.pipeline import calibrating, fitting, machine, stages
+from resedge.artifacts import Artifact, load
+from resedge.export.halfreport import HalfReport
+from resedge.pipeline import calibrating, fitting, halving, machine, stages
 from resedge.pipeline.datasets import warn_of_labels
 from resedge.pipeline.options import ExportOptions
 from resedge.pipeline.reporting import Reporter
@@ -53,7 +52,7 @@ class Prepared:
         answers, calibrated = self.answers.value, self.calibrated.value
         return (
             *(reference.source, reference.weights),
-            *(graphs.fp32, graphs.folding, calibrated.int8_cpu),
+            *(graphs.fp32, graphs.folding, graphs.half, calibrated.int8_cpu),
             *(half.value for half in self.halves),
             *(calibrated.ranges, calibrated.layers, calibrated.seen),
             *(answers.golden, answers.trial),
@@ -95,7 +94,16 @@ def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machin
             "this CPU has no VNNI and adds pairs of 8-bit products in 16 bits: the weights of "
             "int8.cpu.onnx are limited so that no pair can saturate"
         )
-    return Prepared(reference, graphs, answers, calibrated, _halves(site, graphs, calibrated))
+    return Prepared(reference, graphs, answers, calibrated, _halves(site, graphs.value, calibrated.value))
+
+
+def _halves(
+    site: Site, graphs: stages.Graphs, calibrated: calibrating.Calibrated
+) -> tuple[Done[Artifact], ...]:
+    report = load(HalfReport, graphs.half.path)
+    extremes = load(calibrating.RangesDocument, calibrated.ranges.path).extremes
+    wide = halving.explain_wide(report, extremes, frozenset(calibrated.wide))
+    return halving.half_graphs(site, graphs.fp32, calibrated.tensorrt_in_fp32, report, wide)
 
 
 def _say_calibration(
@@ -122,32 +130,6 @@ def _say_calibration(
             f"TensorRT's graph loses {found.tensorrt.drop:.2%} on {found.tensorrt.images} tuning images, "
             f"{tuning.max_drop:.2%} are allowed: measure it on the device before it serves"
         )
-
-
-def _halves(
-    site: Site, graphs: Done[stages.Graphs], calibrated: Done[calibrating.Calibrated]
-) -> tuple[Done[Artifact], ...]:
-    """Write the graphs for TensorRT; what has no FP16 form is said, and its engine is then missing."""
-    largest = calibrated.value.largest_activation
-    if largest > LARGEST:
-        site.reporter.warn(
-            f"no graphs for TensorRT: an activation reaches {largest:,.0f} on the calibration images, FP16 "
-            f"ends at {LARGEST:,.0f}"
-        )
-        return ()
-    halves = []
-    for graph, name in (
-        (graphs.value.fp32, "fp16.onnx"),
-        (calibrated.value.tensorrt_in_fp32, "int8.tensorrt.onnx"),
-    ):
-        try:
-            done = stages.half_graph(site, graph, name)
-        except InputRefused as error:
-            site.reporter.warn(f"no {name}: {error}")
-            continue
-        site.reporter.stage("onnx", f"{name}, strongly typed for TensorRT", reused=done.reused)
-        halves.append(done)
-    return tuple(halves)
 
 
 def _say_reference(reporter: Reporter, done: Done[stages.Reference]) -> None:

@@ -22,6 +22,7 @@ from resedge.artifacts import (
     sha256_file,
 )
 from resedge.gate import read_safetensors
+from resedge.pipeline.halving import try_in_half
 from resedge.pipeline.running import eager_runtime, evaluate, tracked
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
@@ -148,17 +149,28 @@ def _modes(
 
 @dataclass(frozen=True)
 class Graphs:
-    """The fp32 graph, and what folding did; the whole of that is in onnx/folding.json."""
+    """The fp32 graph, what folding did, and what FP16 does to it.
+
+    The whole of these is in onnx/folding.json (a `FoldReport`) and onnx/half.json (a `HalfReport`), from
+    which `wide` names the nodes that must stay FP32.
+    """
 
     fp32: Artifact
     folding: Artifact
+    half: Artifact
     folded: int
     refused: tuple[str, ...]
     largest_residual: float
+    wide: tuple[str, ...]
 
 
 def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
-    """Trace the reference, fold conv + BatchNorm and prove it, write onnx/fp32.onnx."""
+    """Trace the reference, fold conv + BatchNorm and prove it, write onnx/fp32.onnx, try it in half.
+
+    Raises:
+        InputRefused: The model cannot be traced or written as ONNX.
+        NotFinite: It gives NaN or infinity on the first images; the module is named.
+    """
     sample_images = data.calibration.select(range(min(PROOF_IMAGES, len(data.calibration))))
     key = Key(
         "graphs",
@@ -186,36 +198,18 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
         fp32 = write_onnx(folded.graph, sample.shape[1:], folder / "onnx" / "fp32.onnx", parents=parents)
         report = folded.report
         folding = write_json(folder / "onnx" / "folding.json", report, "folding", (fp32.sha256,))
+        tried = try_in_half(folded.graph, fp32, sample)
         return Graphs(
             fp32,
             folding,
+            write_json(folder / "onnx" / "half.json", tried, "half", (fp32.sha256,)),
             folded=len(report.folded),
             refused=tuple(f"{site.batchnorm}: {site.reason}" for site in report.refused),
             largest_residual=max((site.residual_float64 for site in report.folded), default=0.0),
+            wide=tried.wide,
         )
 
     return run_stage(site, key, Graphs, make)
-
-
-def half_graph(site: Site, graph: Artifact, name: str) -> Done[Artifact]:
-    """Write onnx/NAME, the strongly typed FP16 form of a graph (plain, or with Q/DQ).
-
-    Raises:
-        InputRefused: A weight or a scale has no FP16 value; the tensor is named.
-    """
-    key = Key(
-        f"half-{name}",
-        inputs={"graph": graph.sha256},
-        versions=versions("onnx", "onnx-ir", "numpy"),
-    )
-
-    def make(folder: Path) -> Artifact:
-        from resedge.export.half import write_half
-
-        (folder / "onnx").mkdir()
-        return write_half(graph, folder / "onnx" / name)
-
-    return run_stage(site, key, Artifact, make)
 
 
 # --- eager's answers -----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from resedge.calibration.placement import place
 from resedge.calibration.ranges import minmax
 from resedge.calibration.rules import check_qdq
 from resedge.errors import GraphRefused, StaleArtifact
+from resedge.export.half import write_half
 from resedge.protocols import Float32Array, NoProgress
 
 BOTH = ("cpu", "tensorrt")
@@ -68,6 +69,7 @@ CPU_TOO = {
 }
 FLOAT_WEIGHTS = {"transposed": {"body.3"}}  # a grouped ConvTranspose: no axis of output channels
 FLOAT_IN_OPENVINO = {"transposed": {"Deconvolution": 1}}  # the same
+PAIRS = ("QuantizeLinear", "DequantizeLinear")
 GRAPHS = [(name, scheme) for name in TENSORRT for scheme in BOTH]
 
 
@@ -157,6 +159,16 @@ def test_pairs_stand_where_the_rules_put_them(
     expected = TENSORRT[name] if scheme == "tensorrt" else f"{TENSORRT[name]} {CPU_TOO[name]}"
     assert sorted(_sites(_graph(quantised[name, scheme]))) == sorted(expected.split())
     check_qdq(quantised[name, scheme], scheme)
+
+
+@pytest.mark.parametrize("name", ["gates", "concat", "groupnorm", "pools"])
+def test_pairs_stand_there_in_half_too_whatever_node_stays_wide(
+    quantised: dict[tuple[str, str], Artifact], name: str, tmp_path: Path
+) -> None:
+    model = quantised[name, "tensorrt"]
+    nodes = [node.name for node in _graph(model).node if node.op_type not in PAIRS]
+    for wide in nodes:
+        check_qdq(write_half(model, tmp_path / "half.onnx", {wide}), "tensorrt")
 
 
 @pytest.mark.parametrize(("name", "scheme"), GRAPHS)
@@ -294,7 +306,7 @@ def test_a_float_input_where_the_rules_want_a_pair_is_refused(
     reader.input[index] = tensor
     if readers == 1:  # or the pair is one that nothing reads, which breaks another rule
         for item in [item for item in model.graph.node if item.name.startswith(f"{tensor}.")]:
-            if item.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            if item.op_type in PAIRS:
                 model.graph.node.remove(item)
     with pytest.raises(GraphRefused, match=message):
         check_qdq(model.SerializeToString(), "cpu")

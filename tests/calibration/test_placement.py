@@ -355,3 +355,41 @@ def test_an_unknown_layer_cannot_be_kept(
             kept=frozenset({"layer.9"}),
         )
     assert not (tmp_path / "k.onnx").exists()
+
+
+def test_scales_that_wide_nodes_alone_use_need_no_fp16_value(
+    networks: dict[str, Artifact], calibrated: dict[str, Ranges], tmp_path: Path
+) -> None:
+    """layer1.conv1 writes up to 1e8, and the weights behind it are as small."""
+    model = onnx.load(networks["basic"].path)
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "layer1.conv2.weight")
+    small = numpy_helper.to_array(weight) * np.float32(1e-7)
+    weight.CopyFrom(numpy_helper.from_array(small, weight.name))
+    path = tmp_path / "fp32.onnx"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    fp32 = replace(networks["basic"], path=path, sha256=sha256_bytes(path.read_bytes()))
+    table = {**calibrated["basic"].table, "layer1.relu1.out": (0.0, 1e8)}
+    ranges = replace(calibrated["basic"], table=table, graph_sha256=fp32.sha256)
+    with pytest.raises(GraphRefused, match=r"layer1\.relu1\.out\.quantized: its scale is not .* finite"):
+        place(fp32, ranges, "tensorrt", tmp_path / "q.onnx")
+    made = place(fp32, ranges, "tensorrt", tmp_path / "q.onnx", wide={"layer1.conv2"})
+    numbers = {t.name: numpy_helper.to_array(t) for t in onnx.load(made.path).graph.initializer}
+    assert numbers["layer1.relu1.out.scale"] == np.float32(1e8 / 127)
+    scales, integers = (numbers[f"layer1.conv2.weight.{part}"] for part in ("scale", "quantized"))
+    assert np.abs(integers).reshape(16, -1).max(axis=1).min() == 127
+    np.testing.assert_allclose(integers * scales.reshape(-1, 1, 1, 1), small, atol=scales.max() / 1.99)
+    others = [numbers[name] for name in numbers if name.endswith(".scale") and ".conv2" not in name]
+    assert len(others) > 10
+    assert all((scale == scale.astype(np.float16)).all() for scale in others if scale.max() < 65504)
+
+
+def test_a_scale_that_a_half_node_uses_too_stays_an_fp16_number(
+    networks: dict[str, Artifact], calibrated: dict[str, Ranges], tmp_path: Path
+) -> None:
+    """MaxPool and what reads it share a scale; one of the readers is half."""
+    for wide, half in ((frozenset({"maxpool", "layer1.conv1"}), True), (frozenset({"conv1"}), False)):
+        made = place(networks["basic"], calibrated["basic"], "tensorrt", tmp_path / "q.onnx", wide=wide)
+        numbers = {t.name: numpy_helper.to_array(t) for t in onnx.load(made.path).graph.initializer}
+        for name, exact in (("maxpool.out.scale", True), ("relu.out.scale", True), ("input.scale", half)):
+            scale = numbers[name]
+            assert (scale == scale.astype(np.float16)).all() == exact, name

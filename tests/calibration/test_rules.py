@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from resedge.artifacts import Artifact
+from resedge.artifacts import Artifact, Ranges
+from resedge.calibration.placement import place
 from resedge.calibration.rules import check_qdq
 from resedge.errors import GraphRefused, StaleArtifact, UsageError
+from resedge.export.half import write_half
 
 Plant = Callable[[onnx.ModelProto], None]
 Placed = dict[tuple[str, str], Artifact]
@@ -297,6 +300,105 @@ def test_fp16_surroundings_pass(placed: Placed) -> None:
     model.graph.node.insert(0, into)
     model.graph.node.append(out)
     check_qdq(model.SerializeToString(), "tensorrt")
+
+
+# --- FP16 surroundings with nodes that stay FP32 -------------------------------------------------
+
+STEM = frozenset({"conv1", "relu", "maxpool"})
+BLOCK = frozenset({"layer1.conv1", "layer1.relu1", "layer1.conv2"})
+MIXED = [
+    ("basic", frozenset({"conv1"})),
+    ("basic", STEM),
+    ("basic", BLOCK),
+    ("basic", frozenset({"layer1.add"})),
+    ("basic", frozenset({"layer2.downsample", "layer2.add"})),
+    ("basic", frozenset({"avgpool", "fc"})),
+    ("bottleneck", frozenset({"layer1.add", "layer1.relu3", "layer2.conv1"})),
+    ("notebook", frozenset({"layer.0.conv1", "layer.0.relu", "layer.0.conv2", "linear"})),
+]
+
+
+@pytest.mark.parametrize(("network", "wide"), MIXED, ids=["-".join((n, min(w))) for n, w in MIXED])
+def test_fp16_surroundings_with_wide_nodes_pass(
+    placed: Placed, network: str, wide: frozenset[str], tmp_path: Path
+) -> None:
+    written = write_half(placed[network, "tensorrt"], tmp_path / "half.onnx", wide)
+    assert sum(node.op_type == "Cast" for node in onnx.load(written.path).graph.node) > 1
+    check_qdq(written, "tensorrt")
+
+
+def _cast_before(model: onnx.ModelProto, reader: str, index: int, kind: int) -> None:
+    """Cast what a node reads, between the pair and the node."""
+    node = _node(model, reader)
+    source = node.input[index]
+    cast = helper.make_node("Cast", [source], [f"{source}.cast"], name=f"{source}.cast", to=kind)
+    node.input[index] = f"{source}.cast"
+    model.graph.node.insert([n.name for n in model.graph.node].index(reader), cast)
+
+
+def _cast_behind_a_pair(model: onnx.ModelProto) -> None:
+    _cast_before(model, "layer1.conv2", 0, TensorProto.FLOAT)
+
+
+def _cast_behind_a_weight(model: onnx.ModelProto) -> None:
+    _cast_before(model, "layer1.conv2", 1, TensorProto.FLOAT)
+
+
+def _cast_behind_a_flatten(model: onnx.ModelProto) -> None:
+    _cast_before(model, "fc", 0, TensorProto.FLOAT16)
+
+
+def _pair_missing_behind_a_cast(model: onnx.ModelProto) -> None:
+    _node(model, "layer1.conv1").input[0] = "maxpool.out.float"
+    _drop_node(model, "maxpool.out.quantized.float")
+    _drop_node(model, "maxpool.out.dequantized.float")
+
+
+def _another_grid_for_the_other_precision(model: onnx.ModelProto) -> None:
+    _set(model, "maxpool.out.scale", np.float32(0.5))  # the half pair has its own copy of it
+
+
+def _pair_on_a_cast_that_nothing_wants(model: onnx.ModelProto) -> None:
+    _insert_pair(model, "layer1.conv2.out.half", "maxpool.out", "layer1.add")
+    for name in ("layer1.conv2.out.half.q", "layer1.conv2.out.half.dq"):
+        _node(model, name).input[1] = "maxpool.out.scale.half"
+
+
+BROKEN_IN_HALF: list[tuple[Plant, str]] = [
+    (_cast_behind_a_pair, r"^Cast layer1\.relu1\.out\.dequantized\.cast: stands between"),
+    (_cast_behind_a_weight, r"^Cast layer1\.conv2\.weight\.dequantized\.cast: stands between"),
+    (_cast_behind_a_flatten, r"^Cast flatten\.out\.cast: stands between"),
+    (_pair_missing_behind_a_cast, r"^Conv layer1\.conv1: input 0 is not quantised"),
+    (_another_grid_for_the_other_precision, r"^Conv layer1\.conv1: input 0 has not the scale"),
+    (_pair_on_a_cast_that_nothing_wants, r"^Add layer1\.add: input 0 is quantised"),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"), BROKEN_IN_HALF, ids=[plant.__name__ for plant, _ in BROKEN_IN_HALF]
+)
+def test_each_rule_broken_across_a_cast_is_refused(
+    placed: Placed, plant: Plant, message: str, tmp_path: Path
+) -> None:
+    model = onnx.load(write_half(placed["basic", "tensorrt"], tmp_path / "half.onnx", BLOCK).path)
+    check_qdq(model.SerializeToString(), "tensorrt")
+    plant(model)
+    with pytest.raises(GraphRefused, match=message):
+        check_qdq(model.SerializeToString(), "tensorrt")
+
+
+def test_a_maximum_over_minus_infinity_stays_float_across_a_cast(
+    network: type[Any], ranges_of: Callable[[Artifact], Ranges], tmp_path: Path
+) -> None:
+    net = network()
+    pads = net.constant("pads", np.array([0, 0, 0, 0, 0, 0, 1, 1], np.int64))
+    lowest = net.constant("lowest", np.float32(-np.inf))
+    padded = net.op("Pad", [net.conv("input", "conv", 3, 8, 3), pads, lowest], "pad")
+    pooled = net.op("MaxPool", [padded], "pool", kernel_shape=[3, 3], strides=[2, 2])
+    flat = net.op("Flatten", [net.conv(pooled, "next", 8, 8, 3)], "flatten")
+    model = net.save(tmp_path / "plain.onnx", net.gemm(flat, "linear", 8 * 4 * 4, 10), 8)
+    made = place(model, ranges_of(model), "tensorrt", tmp_path / "made.onnx")
+    check_qdq(write_half(made, tmp_path / "half.onnx", {"pad"}), "tensorrt")
 
 
 def test_bytes_that_are_no_onnx_are_refused() -> None:

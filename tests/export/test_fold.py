@@ -109,6 +109,18 @@ class Computed(nn.Module):
         return features(self.bn(functional.conv2d(x, self.conv.weight * 2.0)))
 
 
+class Shifted(nn.Module):
+    """Writes over its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 2.0
+        return features(self.bn(self.conv(x)).relu())
+
+
 @pytest.fixture
 def sample() -> Float32Array:
     return np.random.default_rng(11).standard_normal((5, *SHAPE)).astype(np.float32)
@@ -172,6 +184,14 @@ def test_a_pair_folds_and_the_graph_stays_equal(
     with torch.no_grad():
         x = torch.tensor(sample)
         torch.testing.assert_close(folded.graph(x), module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_that_writes_over_its_input_is_proved_on_the_images_as_they_are(
+    randomise: Randomise, sample: Float32Array
+) -> None:
+    folded = fold(trace(randomise(Shifted()), SHAPE), sample)
+    assert len(folded.report.folded) == 1
+    assert folded.report.residual <= 1e-9
 
 
 @pytest.mark.parametrize("repaired", [False, True])

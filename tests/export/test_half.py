@@ -12,11 +12,16 @@ import numpy.typing as npt
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from resedge.artifacts import Artifact, TensorSpec, sha256_bytes, sha256_file
 from resedge.errors import GraphRefused, StaleArtifact, UsageError
-from resedge.export.half import WIDE_KEY, wide_nodes, write_half
+from resedge.export.fold import fold
+from resedge.export.half import WIDE_KEY, write_half
+from resedge.export.onnxfile import write_onnx
+from resedge.export.trace import trace
 from resedge.protocols import Float32Array
 
 HALF, FLOAT, INT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8
@@ -321,44 +326,119 @@ def test_a_name_that_cannot_stay_wide_is_a_wrong_use(name: str, tmp_path: Path) 
     assert not (tmp_path / "h.onnx").exists()
 
 
-def test_what_writes_and_what_reads_a_large_tensor_is_wide(small_onnx: Artifact) -> None:
-    reaches = {"layer.0.conv1.out": 32753.0, "layer.0.relu.out": 32752.0, "pool.out": 3.0}
-    assert wide_nodes(small_onnx, reaches) == {"layer.0.conv1", "layer.0.relu"}
-    assert wide_nodes(small_onnx, {name: min(size, 32752.0) for name, size in reaches.items()}) == set()
-    assert wide_nodes(small_onnx, {"logits": float("nan")}) == {"fc"}
-    assert wide_nodes(small_onnx, {"input": 40000.0}) == {"bn"}
+def written_by_export(module: nn.Module, path: Path) -> Artifact:
+    torch.manual_seed(0)
+    shape = (3, 16, 16)
+    sample = np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32)
+    return write_onnx(fold(trace(module.eval(), shape), sample).graph, shape, path)
 
 
-def test_what_a_relu_or_a_pooling_writes_speaks_for_what_it_reads(small_onnx: Artifact) -> None:
-    assert wide_nodes(small_onnx, {"layer.0.relu.out": 1e5}) == {
-        *("layer.0.conv1", "layer.0.relu", "layer.0.conv2")
+def between(*middle: nn.Module) -> nn.Module:
+    ends = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *middle, *ends)
+
+
+def kinds_of(model: Artifact) -> dict[str, int]:
+    """Return the element type of every tensor that strict inference finds."""
+    parsed = onnx.load(model.path)
+    del parsed.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(parsed, strict_mode=True).graph
+    values = (*inferred.input, *inferred.output, *inferred.value_info)
+    return {value.name: value.type.tensor_type.elem_type for value in values} | {
+        tensor.name: tensor.data_type for tensor in parsed.graph.initializer
     }
-    assert wide_nodes(small_onnx, {"average.out": 1e5}) == {"average", "flatten", "fc"}
-    assert wide_nodes(small_onnx, {"conv.out": 1e5}) == {
-        *("conv", "pool", "layer.0.conv1", "layer.0.add")  # the pooled tensor feeds the block
-    }
 
 
-def test_a_tensor_of_another_graph_is_refused(small_onnx: Artifact) -> None:
-    with pytest.raises(GraphRefused, match=r"^stem\.out: is no tensor of the graph"):
-        wide_nodes(small_onnx, {"stem.out": 1.0})
+GROUP_NORM = {  # every node of it
+    "1.reshape",
+    "1.instancenormalization",
+    "1.shape",
+    "1.reshape@1",
+    "1.castlike",
+    "1.mul",
+    "1.castlike@1",
+    "1.add",
+}
 
 
-def test_a_large_weight_makes_its_node_wide_and_then_has_a_form(small_onnx: Artifact, tmp_path: Path) -> None:
-    model = onnx.load(small_onnx.path)
-    for tensor in model.graph.initializer:
-        if tensor.name in ("layer.1.conv2.weight", "bn.variance"):
-            tensor.CopyFrom(
-                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e9), tensor.name)
-            )
-    path = tmp_path / "large.onnx"
+@pytest.mark.parametrize("wide", [set(), {"1.add"}, {"0"}, GROUP_NORM], ids=["none", "add", "before", "all"])
+def test_a_group_normalisation_takes_either_precision(
+    wide: set[str], images: Float32Array, tmp_path: Path
+) -> None:
+    model = written_by_export(between(nn.GroupNorm(2, 8), nn.ReLU()), tmp_path / "fp32.onnx")
+    assert {node.name for node in onnx.load(model.path).graph.node} >= GROUP_NORM
+    written = write_half(model, tmp_path / "h.onnx", wide)
+    kinds, nodes = kinds_of(written), onnx.load(written.path).graph.node
+    assert not [node for node in nodes if node.op_type == "CastLike"]
+    for name, constant in (("1.mul", "1.castlike.const.0"), ("1.add", "1.castlike@1.const.0")):
+        (reader,) = (node for node in nodes if node.name == name)
+        assert reader.input[1] == constant
+        assert kinds[constant] == kinds[reader.output[0]] == (FLOAT if name in wide else HALF)
+    # The shape is read of whatever the convolution wrote, without a Cast of its own.
+    (shape,) = (node for node in nodes if node.op_type == "Shape")
+    assert shape.input[0] == "0.out"
+    cropped = np.ascontiguousarray(images[:, :, :16, :16])
+    np.testing.assert_allclose(run(written.path, cropped), run(model.path, cropped), atol=5e-3)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_the_scales_of_a_resize_stay_float32(mode: str, images: Float32Array, tmp_path: Path) -> None:
+    model = written_by_export(between(nn.Upsample(scale_factor=2, mode=mode)), tmp_path / "fp32.onnx")
+    written = write_half(model, tmp_path / "h.onnx")
+    kinds = kinds_of(written)
+    (resize,) = (node for node in onnx.load(written.path).graph.node if node.op_type == "Resize")
+    assert [kinds[name] for name in (resize.input[0], resize.input[2], resize.output[0])] == [
+        HALF,
+        FLOAT,
+        HALF,
+    ]
+    cropped = np.ascontiguousarray(images[:, :, :16, :16])
+    np.testing.assert_allclose(run(written.path, cropped), run(model.path, cropped), atol=5e-3)
+
+
+def test_a_castlike_of_what_is_computed_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(shared(tmp_path / "q.onnx").path)
+    (total,) = (node for node in model.graph.node if node.name == "sum")
+    total.input[1] = "cast"
+    model.graph.node.insert(
+        len(model.graph.node) - 1, helper.make_node("CastLike", ["b.out", "a.out"], ["cast"], name="c")
+    )
+    path = tmp_path / "cast.onnx"
     path.write_bytes(model.SerializeToString(deterministic=True))
-    large = dataclasses.replace(small_onnx, path=path, sha256=sha256_file(path))
-    with pytest.raises(GraphRefused, match=r"^layer\.1\.conv2\.weight: holds"):
-        write_half(large, tmp_path / "h.onnx")
-    wide = wide_nodes(large, {})
-    assert wide == {"layer.1.conv2"}  # a BatchNorm's parameters are float32 anyway
-    write_half(large, tmp_path / "h.onnx", wide)
+    computed = dataclasses.replace(shared(tmp_path / "q.onnx"), path=path, sha256=sha256_file(path))
+    with pytest.raises(GraphRefused, match=r"^c: a CastLike has no FP16 form here"):
+        write_half(computed, tmp_path / "h.onnx")
+
+
+def test_a_flatten_that_both_precisions_read_becomes_two(small_onnx: Artifact, tmp_path: Path) -> None:
+    model = onnx.load(small_onnx.path)
+    twice = [
+        helper.make_node(
+            "Gemm", ["flatten.out", "fc.weight", "fc.bias"], ["again.out"], name="again", transB=1
+        ),
+        helper.make_node("Add", ["fc.out", "again.out"], ["logits"], name="sum"),
+    ]
+    model.graph.node[-1].output[0] = "fc.out"
+    model.graph.node.extend(twice)
+    model.graph.value_info.extend(
+        helper.make_tensor_value_info(name, FLOAT, ["batch", 5]) for name in ("fc.out", "again.out")
+    )
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    written = write_half(
+        dataclasses.replace(small_onnx, path=path, sha256=sha256_file(path)), tmp_path / "h.onnx", {"again"}
+    )
+    assert written.meta["wide"] == ["again", "flatten.float"]
+    assert nodes_of(written.path)[-8:] == [
+        ("Cast", ["average.out"], ["average.out.float"]),
+        ("Flatten", ["average.out"], ["flatten.out"]),
+        ("Flatten", ["average.out.float"], ["flatten.out.float"]),
+        ("Gemm", ["flatten.out", "fc.weight.half", "fc.bias.half"], ["fc.out"]),
+        ("Gemm", ["flatten.out.float", "fc.weight", "fc.bias"], ["again.out"]),
+        ("Cast", ["again.out"], ["again.out.half"]),
+        ("Add", ["fc.out", "again.out.half"], ["logits.half"]),
+        ("Cast", ["logits.half"], ["logits"]),
+    ]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not here")

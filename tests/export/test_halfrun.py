@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,10 @@ from resedge.calibration.placement import place
 from resedge.calibration.rules import check_qdq
 from resedge.errors import GraphRefused, InputRefused, NotFinite
 from resedge.export.fold import fold
-from resedge.export.half import LIMIT, write_half
-from resedge.export.halfrun import HalfReport, NodeInHalf, run_half
+from resedge.export.half import write_half
+from resedge.export.halfrange import LIMIT
+from resedge.export.halfreport import HalfReport, NodeInHalf
+from resedge.export.halfrun import run_half
 from resedge.export.onnxfile import write_onnx
 from resedge.export.trace import trace
 from resedge.protocols import Float32Array
@@ -328,13 +332,56 @@ def test_a_batchnorms_parameters_stay_float32_in_the_run(sample: Float32Array, t
     assert found.nodes[0].sqnr > 50
 
 
+def between(*middle: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    ends = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *middle, *ends).eval()
+
+
+def test_infinity_that_float32_has_too_is_no_fault(sample: Float32Array, tmp_path: Path) -> None:
+    padded = case(between(nn.ConstantPad2d(1, -math.inf), nn.MaxPool2d(3)), tmp_path, sample)
+    found = run_half(padded.graph, padded.model, sample)
+    assert found.overflowing == ()
+    assert found.wide == ("1",)  # its filling is no number that half holds
+    assert entry(found, "1").finite
+    assert entry(found, "1").largest == entry(found, "0").largest
+    assert found.mixed is not None
+    assert found.mixed.largest_difference is not None
+
+
+def test_what_torch_has_no_half_form_of_is_rounded_at_both_ends(sample: Float32Array, tmp_path: Path) -> None:
+    module = between(nn.LocalResponseNorm(3))
+    with pytest.raises(NotImplementedError, match="Half"), torch.no_grad():
+        copy.deepcopy(module).half()(torch.tensor(sample).half())
+    normed = case(module, tmp_path, sample)
+    found = run_half(normed.graph, normed.model, sample)
+    assert found.wide == ()
+    ratios = [node.sqnr for node in found.nodes if node.name.startswith("1.")]
+    assert all(ratio is not None and 50 < ratio < 90 for ratio in ratios)
+
+
+@pytest.mark.parametrize(
+    "middle", [nn.GroupNorm(2, 8), nn.Softplus(), nn.Upsample(scale_factor=2)], ids=lambda m: type(m).__name__
+)
+def test_its_names_are_those_that_a_graph_is_written_by(
+    middle: nn.Module, sample: Float32Array, tmp_path: Path
+) -> None:
+    quiet = case(between(middle), tmp_path, sample)
+    (tensor,) = (n.output[0] for n in onnx.load(quiet.model.path).graph.node if n.name == "0")
+    found = run_half(quiet.graph, quiet.model, sample, {tensor: (0.0, 1e5)})
+    assert found.overflowing == ("0",)
+    assert len(found.wide) > 1
+    written = write_half(quiet.model, tmp_path / "mixed.onnx", frozenset(found.wide))
+    np.testing.assert_allclose(onnx_logits(written, sample), onnx_logits(quiet.model, sample), atol=5e-3)
+
+
 def test_a_graph_of_another_model_is_refused(quiet: Case, small_onnx: Artifact, sample: Float32Array) -> None:
     with pytest.raises(InputRefused, match=r"^bn: is in the ONNX graph and not in the traced one"):
         run_half(quiet.graph, small_onnx, sample)
 
 
 def test_float32_that_overflows_is_refused(quiet: Case, sample: Float32Array) -> None:
-    with pytest.raises(NotFinite, match=r"^conv: gives NaN or infinity in float32"):
+    with pytest.raises(NotFinite, match=r"^conv: gives NaN or infinite numbers in float32"):
         run_half(quiet.graph, quiet.model, np.full_like(sample, np.inf))
 
 

@@ -44,7 +44,7 @@ def test_the_bundle_holds_what_the_design_says(job: Job) -> None:
             "golden/golden.safetensors",
             "golden/trial.json",
             *(f"onnx/{g}.onnx" for g in ("fp32", "fp16", "int8.cpu", "int8.tensorrt")),
-            "onnx/folding.json",
+            *("onnx/folding.json", "onnx/half.json"),
             "reference/source.json",
             "reference/weights.safetensors",
             "verdicts/all.json",
