@@ -8,11 +8,14 @@ import platform
 import resource
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from resedge.artifacts import JsonValue
+from resedge.benchmarks.telemetry import ROUNDS_INTERVAL_MS, summary
+from resedge.jetson.recording import Recording, watch
 
 # The extensions of the instruction set that decide how fast INT8 and FP32 engines are on x86.
 ISA_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
@@ -43,10 +46,25 @@ def conditions(threads: int, libraries: Iterable[str]) -> dict[str, JsonValue]:
 
 
 class Watch:
-    """Watches the machine while a with-block runs; `found` says what else it did meanwhile."""
+    """Watches the machine while a with-block runs; `found` says what else it did meanwhile.
+
+    Args:
+        tegrastats: A Jetson's, None elsewhere.
+    """
+
+    def __init__(self, tegrastats: Path | None = None) -> None:
+        self._tegrastats = tegrastats
+        self._recording: Recording | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Watch:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            RuntimeUnavailable: tegrastats cannot be started.
+        """
+        if self._tegrastats:
+            self._recording = self._open.enter_context(watch(self._tegrastats, ROUNDS_INTERVAL_MS))
         self._load = os.getloadavg()[0]
         self._before = self._after = _moment()
         return self
@@ -59,16 +77,20 @@ class Watch:
     ) -> None:
         """End."""
         self._after = _moment()
+        self._open.close()
 
     def found(self) -> dict[str, JsonValue]:
         """Return the load average before, and how many cores others kept busy during the block.
 
-        The latter is None where the system does not say.
+        The latter is None where the system does not say. On a Jetson: what tegrastats said, too.
         """
-        return {
+        found: dict[str, JsonValue] = {
             "load_average_before": round(self._load, 2),
             "foreign_cpu_cores": foreign_cores(self._before, self._after),
         }
+        if self._recording:
+            found["tegrastats"] = summary(self._recording, ROUNDS_INTERVAL_MS)
+        return found
 
 
 @dataclass(frozen=True)

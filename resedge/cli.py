@@ -339,12 +339,22 @@ def explain(bundle: Path) -> int:
 
 
 @main.command()
-def doctor() -> int:
-    """Say which runtimes, devices and versions are here, and the cure for what is missing."""
-    from resedge.console import print_diagnosis
+@click.option("--jetpack", is_flag=True, help="Only the table: what each JetPack brings.")
+def doctor(jetpack: bool) -> int:
+    """Say which runtimes, devices and versions are here, and the cure for what is missing.
+
+    On a Jetson also what it is, how it is set, and what its JetPack brings.
+    """
+    from resedge.console import print_diagnosis, print_releases
+    from resedge.jetson import device
+    from resedge.jetson.jetpack import RELEASES
     from resedge.pipeline.inspecting import diagnose
 
-    print_diagnosis(diagnose())
+    if jetpack:
+        here = device.read()
+        print_releases(RELEASES, here.release if here else None)
+    else:
+        print_diagnosis(diagnose())
     return 0
 
 

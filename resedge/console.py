@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from resedge.artifacts import JsonValue, Verdict
     from resedge.calibration.bakeoff import Entry
     from resedge.errors import ResedgeError
+    from resedge.jetson.jetpack import Release
     from resedge.pipeline.explaining import Explanation, InHalf
     from resedge.pipeline.inspecting import Diagnosis
 
@@ -232,6 +233,8 @@ def _by_divergence(entry: Entry) -> float:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print what `resedge doctor` found."""
+    from resedge.jetson import description
+
     here = diagnosis.machine
     features = ", ".join(here.features) or "no known features"
     pairs = [
@@ -239,6 +242,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         ("python", diagnosis.python),
         ("libraries", ", ".join(diagnosis.libraries)),
     ]
+    if diagnosis.jetson:
+        pairs += description.lines(diagnosis.jetson)
     for found in diagnosis.runtimes:
         if isinstance(found, Exception):
             pairs.append(("missing", str(found)))
@@ -246,3 +251,21 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         precisions = "; ".join(f"{name}: {words}" for name, words in found.precisions.items())
         pairs.append((found.runtime, f"{found.version} on {found.device}. {precisions}"))
     print_pairs(pairs)
+    if diagnosis.jetson and diagnosis.jetson.release:
+        print_releases([diagnosis.jetson.release], diagnosis.jetson.release)
+
+
+def print_releases(releases: Sequence[Release], here: Release | None) -> None:
+    """Print rows of the table of JetPack, that of this device bold; with what its marks mean."""
+    from resedge.jetson.jetpack import COLUMNS, LEGEND
+
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    for heading, _ in COLUMNS:
+        table.add_column(heading, overflow="fold")
+    for release in releases:
+        cells = (escape(release.cell(column)) for _, column in COLUMNS)
+        table.add_row(*cells, style="bold green" if release is here else None)
+    console = Console(highlight=False)
+    console.print()
+    console.print(table)
+    console.print(f"[dim]{escape(LEGEND)}[/dim]")

@@ -17,6 +17,7 @@ from resedge.bundle import Bundle
 from resedge.images import ImageSet
 from resedge.pipeline import judging, measuring
 from resedge.pipeline.datasets import bench_images, warn_of_labels
+from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
 from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.judging import Findings
@@ -67,6 +68,7 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
     rounds = f"{measuring.BENCH_PACE.rounds} interleaved rounds at batch 1, {how.threads} threads"
     reporter.stage("time", rounds)
     measuring.say_disturbances(latencies, reporter)
+    say_energy(latencies.conditions, reporter)
     model = bundle.manifest.model
     verdicts = judging.judge_all(options.selection.engines, findings, latencies, how)
     return Benched(

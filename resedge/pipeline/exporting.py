@@ -14,6 +14,7 @@ from resedge.bundle import Manifest, Published
 from resedge.errors import RuntimeUnavailable, UsageError
 from resedge.pipeline import judging, machine, measuring
 from resedge.pipeline.datasets import export_images
+from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
 from resedge.pipeline.judging import Findings, Judged
 from resedge.pipeline.manifesting import manifest_of
@@ -142,6 +143,7 @@ def _measure(
     rounds = f"{measuring.EXPORT_PACE.rounds} interleaved rounds at batch 1, {site.threads} threads"
     site.reporter.stage("time", rounds, reused=latencies.reused)
     measuring.say_disturbances(latencies.value, site.reporter)
+    say_energy(latencies.value.conditions, site.reporter)
     return judging.judged(
         site,
         options.selection.engines,

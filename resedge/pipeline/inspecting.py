@@ -11,6 +11,8 @@ from resedge import bundle as bundles
 from resedge.artifacts import Engine
 from resedge.bundle import Bundle
 from resedge.errors import InputRefused, RuntimeUnavailable
+from resedge.jetson import device
+from resedge.jetson.device import Jetson
 from resedge.pipeline import machine
 from resedge.pipeline.options import RUNTIMES
 from resedge.pipeline.staging import versions
@@ -106,10 +108,11 @@ class Diagnosis:
     python: str
     libraries: tuple[str, ...]
     runtimes: tuple[Probe | RuntimeUnavailable, ...]
+    jetson: Jetson | None
 
 
-def diagnose() -> Diagnosis:
-    """Probe every runtime of this machine."""
+def diagnose(root: Path = device.ROOT) -> Diagnosis:
+    """Probe every runtime of this machine; `root` is where a Jetson's files lie."""
     from resedge.runtimes.table import runtime
 
     def probe(name: str) -> Probe | RuntimeUnavailable:
@@ -127,4 +130,5 @@ def diagnose() -> Diagnosis:
             for name in _LIBRARIES
         ),
         tuple(probe(name) for name in RUNTIMES),
+        device.read(root),
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resedge.artifacts import sha256_json
+from resedge.jetson import device
+from resedge.jetson.device import Jetson
 
 # Features that change which kernels run, and so the last bits of a result or its speed.
 _FEATURES = frozenset(
@@ -30,16 +32,20 @@ _EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor: its name, the features that matter, sorted, and the cores that may be used."""
+    """A processor: its name, the features that matter, sorted, and the cores that may be used.
+
+    `board` is empty but on a Jetson: its module and its L4T, for modules with one CPU have several GPUs.
+    """
 
     processor: str
     features: tuple[str, ...]
     cores: int = 1
+    board: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """What keys a result that depends on the machine."""
-        return sha256_json([self.processor, list(self.features), self.cores])[:16]
+        return sha256_json([self.processor, list(self.features), self.cores, *self.board])[:16]
 
     @property
     def saturates_pairs(self) -> bool:
@@ -50,7 +56,14 @@ class Machine:
 def describe() -> Machine:
     """Return this machine."""
     found = parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return replace(found, cores=len(os.sched_getaffinity(0)))
+    return replace(found, cores=len(os.sched_getaffinity(0)), board=board_of(device.read()))
+
+
+def board_of(jetson: Jetson | None) -> tuple[str, ...]:
+    """Return what of a Jetson results depend on; its power mode changes times alone."""
+    if jetson is None:
+        return ()
+    return (jetson.part or jetson.model or "unknown module", jetson.l4t or "unknown L4T")
 
 
 def parse_cpuinfo(text: str) -> Machine:

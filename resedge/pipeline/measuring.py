@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import cycle
@@ -22,6 +22,7 @@ from resedge.artifacts import (
     sha256_json,
 )
 from resedge.images import ImageSet
+from resedge.pipeline.energy import Arm, energy_and_settings, power_mode
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.running import eager_runtime, evaluate
@@ -200,6 +201,7 @@ def measured_latency(
             "confidence": measuring.confidence,
             "threads": site.threads,
             "seed": measuring.seed,
+            **power_mode(),
         },
         versions=versions("torch", *{engine.runtime for engine in engines}),
         machine=site.machine,
@@ -237,36 +239,30 @@ def latencies_of(
 ) -> Latencies:
     """Measure engines and eager at batch 1: in each round every one runs one block, in random order.
 
-    All of them are open at once, and each call takes the next of the same few test images.
+    All of them are open at once, and each call takes the next of the same few test images. On a Jetson each
+    runs alone once more after the rounds, for its energy.
     """
     from resedge.benchmarks.conditions import Watch, conditions
     from resedge.benchmarks.latency import compare, measure
-    from resedge.runtimes.table import runtime
+    from resedge.jetson import recording
 
     sample = test.select(range(min(LATENCY_IMAGES, len(test))))
     inputs = sample.prepared(preprocessing)
-    run_options = RunOptions(measuring.threads, batch=1)
-    with ExitStack() as stack, Watch() as watch:
-        arms: dict[str, Callable[[], object]] = {}
-        for name, memory_format in _MEMORY_FORMATS.items():
-            eager = eager_runtime(memory_format)
-            built = eager.build(source, source.path.parent, BuildOptions("fp32"))
-            arms[name] = _one_image_at_a_time(stack.enter_context(eager.open(built, run_options)), inputs)
-        computed: dict[str, JsonValue] = {}
-        for engine in engines:
-            computed[_arm(engine)] = runtime(engine.runtime).probe().precisions[engine.precision]
-            runner = stack.enter_context(runtime(engine.runtime).open(engine, run_options))
-            arms[_arm(engine)] = _one_image_at_a_time(runner, inputs)
-        samples = measure(
-            arms,
-            EAGER,
-            rounds=pace.rounds,
-            block_seconds=pace.block_seconds,
-            min_calls=pace.min_calls,
-            seed=measuring.seed,
-            progress=progress,
-            warm_seconds=pace.warm_seconds,
-        )
+    tegrastats = recording.find()
+    with ExitStack() as stack:
+        with Watch(tegrastats) as watch:
+            arms = _opened(stack, engines, source, inputs, measuring.threads)
+            samples = measure(
+                arms,
+                EAGER,
+                rounds=pace.rounds,
+                block_seconds=pace.block_seconds,
+                min_calls=pace.min_calls,
+                seed=measuring.seed,
+                progress=progress,
+                warm_seconds=pace.warm_seconds,
+            )
+        of_jetson = energy_and_settings(arms, tegrastats, progress) if tegrastats else {}
     found = tuple(
         EngineLatency(
             engine.runtime,
@@ -278,16 +274,41 @@ def latencies_of(
     made_under = conditions(measuring.threads, ("torch", *{engine.runtime for engine in engines}))
     settling: dict[str, JsonValue] = {
         "batch": 1,
-        "computed": computed,
+        "computed": _computed(engines),
         "unsettled": list(samples.unsettled),
     }
-    return Latencies(found, {**made_under, **watch.found(), **settling, **asdict(pace)})
+    return Latencies(found, {**made_under, **watch.found(), **settling, **of_jetson, **asdict(pace)})
+
+
+def _opened(
+    stack: ExitStack, engines: Sequence[Engine], source: Artifact, inputs: Float32Array, threads: int
+) -> dict[str, Arm]:
+    """Open eager in both memory formats and all engines; return a function of one inference for each."""
+    from resedge.runtimes.table import runtime
+
+    run_options = RunOptions(threads, batch=1)
+    arms: dict[str, Arm] = {}
+    for name, memory_format in _MEMORY_FORMATS.items():
+        eager = eager_runtime(memory_format)
+        built = eager.build(source, source.path.parent, BuildOptions("fp32"))
+        arms[name] = _one_image_at_a_time(stack.enter_context(eager.open(built, run_options)), inputs)
+    for engine in engines:
+        runner = stack.enter_context(runtime(engine.runtime).open(engine, run_options))
+        arms[_arm(engine)] = _one_image_at_a_time(runner, inputs)
+    return arms
+
+
+def _computed(engines: Sequence[Engine]) -> dict[str, JsonValue]:
+    """Return what each engine is computed in here, in its runtime's words."""
+    from resedge.runtimes.table import runtime
+
+    return {_arm(engine): runtime(engine.runtime).probe().precisions[engine.precision] for engine in engines}
 
 
 def _arm(engine: Engine) -> str:
     return f"{engine.runtime}:{engine.precision}"
 
 
-def _one_image_at_a_time(run: Runner, inputs: Float32Array) -> Callable[[], object]:
+def _one_image_at_a_time(run: Runner, inputs: Float32Array) -> Arm:
     images = cycle([np.ascontiguousarray(inputs[i : i + 1]) for i in range(len(inputs))])
     return lambda: run(next(images))

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,3 +123,22 @@ def test_own_work_and_that_of_children_is_not_foreign(monkeypatch: pytest.Monkey
 
 def test_a_file_that_the_system_does_not_have_says_nothing(tmp_path: Path) -> None:
     assert module._text(str(tmp_path / "scaling_governor")) == ""
+
+
+def test_watch_on_a_jetson_adds_what_tegrastats_said(tmp_path: Path) -> None:
+    tegrastats = tmp_path / "tegrastats"
+    line = "RAM 100/1000MB VDD_IN 2000mW/2000mW"
+    tegrastats.write_text(f"#!{sys.executable}\nimport time\nprint('{line}', flush=True)\ntime.sleep(60)\n")
+    tegrastats.chmod(0o755)
+    with Watch(tegrastats) as watch:
+        while not watch._recording.readings:  # type: ignore[union-attr]
+            time.sleep(0.005)
+    assert watch.found()["tegrastats"] == {
+        "interval_ms": 1000,
+        "readings": 1,
+        "rails_w": {"VDD_IN": 2.0},
+        "power_w": 2.0,
+        "power_rule": "VDD_IN",
+        "ram_used_mb": 100,
+        "ram_total_mb": 1000,
+    }

@@ -263,3 +263,26 @@ def test_doctor_names_what_is_here_and_the_cure_for_what_is_not() -> None:
     assert "openvino" in text
     assert "FP16 weights, computed in FP32" in text
     assert "resedge[tensorrt]" in text
+
+
+def test_doctor_has_the_table_of_jetpack_on_any_machine() -> None:
+    result = run("doctor", "--jetpack")
+    assert result.exit_code == 0
+    assert "36.4.0 to" in result.stdout
+    assert "10.16.2?" in result.stdout
+    assert "openvino" not in result.stdout
+
+
+def test_doctor_on_a_jetson_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from resedge.console import print_diagnosis
+    from resedge.pipeline.inspecting import diagnose
+
+    release = tmp_path / "etc/nv_tegra_release"
+    release.parent.mkdir()
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
+    print_diagnosis(diagnose(tmp_path))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "6.2, by L4T 36.4.3" in text
+    assert "unknown (/var/lib/nvpmodel/status)" in text
+    assert "10.3.0" in text
+    assert "10.16.2" not in text

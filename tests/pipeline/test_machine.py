@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from resedge.pipeline.machine import Machine, describe, parse_cpuinfo
+from resedge.jetson.device import Jetson, PowerMode
+from resedge.pipeline.machine import Machine, board_of, describe, parse_cpuinfo
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC
@@ -44,3 +47,23 @@ def test_the_digest_follows_processor_and_features() -> None:
 
 def test_this_machine_is_described() -> None:
     assert describe().processor
+
+
+def jetson(part: str | None, l4t: str | None, mode: int = 0) -> Jetson:
+    power_mode = PowerMode(mode, None)
+    return Jetson("NVIDIA Jetson", part, "tegra234", l4t, None, None, power_mode, (), None)
+
+
+def test_the_digest_tells_modules_and_their_software_apart_but_no_power_modes() -> None:
+    devices = [
+        None,
+        jetson("p3767-0000", "36.4.3"),
+        jetson("p3767-0001", "36.4.3"),
+        jetson("p3767-0000", "39.2.0"),
+        jetson("p3767-0000", "36.4.3", mode=2),
+        jetson(None, None),
+    ]
+    digests = [replace(parse_cpuinfo(ARM), board=board_of(device)).digest for device in devices]
+    assert digests[0] == parse_cpuinfo(ARM).digest
+    assert digests[1] == digests[4]
+    assert len(set(digests)) == 5
