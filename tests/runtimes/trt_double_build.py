@@ -18,6 +18,8 @@ _LAYER_TYPES = {
     "DequantizeLinear": "DEQUANTIZE",
     "Relu": "ACTIVATION",
     "Cast": "CAST",
+    "MaxPool": "POOLING",
+    "Add": "ELEMENTWISE",
     "GlobalAveragePool": "REDUCE",
     "Flatten": "SHUFFLE",
     "Gemm": "MATRIX_MULTIPLY",
