@@ -118,8 +118,8 @@ class TensorRT:
         Raises:
             StaleArtifact: The plan or its record is not the file that was built.
             RuntimeUnavailable: TensorRT, cuda-python or the GPU is not there.
-            UsageError: The fixed batch size is outside the plan's profile.
-            BuildFailed: The plan was built for something else, TensorRT refuses it, or a call fails.
+            BuildFailed: The plan was built for something else or for other batch sizes, TensorRT refuses it,
+                or a call fails.
         """
         with self._opened(engine, options) as (execution, spec):
 
@@ -155,7 +155,7 @@ class TensorRT:
         header = read_header(plan, where)
         low, _, high = record.batch_range
         if options.batch is not None and not low <= options.batch <= high:
-            raise UsageError(
+            raise BuildFailed(
                 f"was built for {low} to {high} images at once, and {options.batch} were asked for.",
                 where=where,
                 cure="Build it with another --batch-range.",

@@ -1,16 +1,14 @@
 """Small ONNX files made by hand: conv with bias - relu - global pool - flatten, and one that fails.
 
-For TensorRT strongly typed ones, and a device that has TensorRT in one of its versions, all of it doubles.
+For TensorRT strongly typed ones, and each kind of device that has TensorRT, all of it doubles.
 """
 
 from __future__ import annotations
 
 import json
 import runpy
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resedge.artifacts import Artifact, Engine, TensorSpec, sha256_file
 from resedge.protocols import BuildOptions
-from resedge.runtimes import cuda
 from resedge.runtimes.table import runtime
 
 HERE = Path(__file__).parent
@@ -106,39 +103,6 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Artifact]:
         onnx.save(definition["graph"](name), path)
         graphs[name] = _artifact(path, "onnx/fp16" if name.startswith("fp16") else "onnx/int8.tensorrt")
     return graphs
-
-
-@pytest.fixture(scope="session")
-def doubles() -> Mapping[str, Any]:
-    """What the doubles' files define."""
-    return {**runpy.run_path(str(HERE / "cuda_double.py")), **runpy.run_path(str(HERE / "trt_double.py"))}
-
-
-@pytest.fixture
-def device(
-    doubles: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Any]:
-    """Put a double of TensorRT, of CUDA and of a GPU in the place of this machine's; returns its `World`."""
-
-    def install(snapshot: str = "tensorrt-10.3.0", cuda_version: str = "12.6.2", **gpu: Any) -> Any:  # noqa: ANN401
-        world = doubles["World"](doubles["Gpu"](**gpu))
-        trt = doubles["tensorrt_module"](snapshot, world)
-        monkeypatch.setitem(sys.modules, trt.__name__, trt)
-        runtime = doubles["cuda_module"](cuda_version, world.gpu)
-        for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart"):
-            monkeypatch.setitem(sys.modules, name, None)
-        parent = runtime.__name__.rpartition(".")[0]
-        monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
-        if parent != "cuda":
-            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-        monkeypatch.setitem(sys.modules, runtime.__name__, runtime)
-        # A device tree, a driver's file and the free memory are this machine's own, and not the double's.
-        nowhere = tmp_path_factory.mktemp("system")
-        for file in ("_BOARD_FILE", "_DRIVER_FILE", "_MEMORY_FILE"):
-            monkeypatch.setattr(cuda, file, nowhere / file)
-        return world
-
-    return install
 
 
 @pytest.fixture(params=WORLDS, ids="-".join)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from resedge.artifacts import Artifact, Engine, sha256_file
-from resedge.errors import BuildFailed, MachineFailure, StaleArtifact, UsageError
+from resedge.errors import BuildFailed, MachineFailure, StaleArtifact
 from resedge.protocols import Float32Array, RunOptions
 from resedge.runtimes.tensorrt import TensorRT
 
@@ -180,7 +180,7 @@ def test_batch_outside_the_profile(build: Callable[..., Engine]) -> None:
         assert run(IMAGES[:3]).shape == (3, 6)
     for batch in (1, 5):
         with (
-            pytest.raises(UsageError, match=f"built for 2 to 4 images at once, and {batch} were asked for"),
+            pytest.raises(BuildFailed, match=f"built for 2 to 4 images at once, and {batch} were asked for"),
             RUNTIME.open(engine, RunOptions(1, batch=batch)),
         ):
             pytest.fail("the block was entered")
