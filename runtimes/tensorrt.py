@@ -98,7 +98,9 @@ class TensorRT:
         with self._failures(model.path):
             settings = BuildSettings(
                 options.batch_range,
-                plan_memory(cuda.free_bytes(device), device.memory_bytes, len(graph)),
+                plan_memory(
+                    cuda.free_bytes(device), device.memory_bytes, len(graph), shared=device.integrated
+                ),
                 options.optimization_level,
                 _read_cache(cache),
             )

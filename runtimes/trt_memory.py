@@ -28,13 +28,14 @@ class MemoryPlan:
     low: bool
 
 
-def plan_memory(free: int, total: int, graph: int) -> MemoryPlan:
+def plan_memory(free: int, total: int, graph: int, *, shared: bool) -> MemoryPlan:
     """Divide the memory that is free.
 
     Args:
         free: Bytes that a build can have.
-        total: Bytes that the GPU has, its own or shared.
+        total: Bytes that the GPU has.
         graph: Bytes of the ONNX file.
+        shared: Whether that memory is the CPU's too, as on a board.
 
     Raises:
         MachineFailure: There is too little for a build to end well.
@@ -47,5 +48,5 @@ def plan_memory(free: int, total: int, graph: int) -> MemoryPlan:
             f"{needed // _MIB} MiB.",
             cure="Close other programs (on a Jetson the desktop too), or add swap, and build again.",
         )
-    low = total <= _SMALL_BOARD_BYTES
+    low = shared and total <= _SMALL_BOARD_BYTES
     return MemoryPlan(spare // 2 if low else spare, low)

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +53,7 @@ def device(
     def install(snapshot: str = "tensorrt-10.3.0", cuda_version: str = "12.6.2", **gpu: Any) -> Any:  # noqa: ANN401
         world = doubles["World"](doubles["Gpu"](**gpu))
         trt = doubles["tensorrt_module"](snapshot, world)
+        trt.__spec__ = ModuleSpec(trt.__name__, None)  # which torch looks for, if it is imported meanwhile
         monkeypatch.setitem(sys.modules, trt.__name__, trt)
         runtime = doubles["cuda_module"](cuda_version, world.gpu)
         for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart"):

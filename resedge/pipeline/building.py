@@ -55,29 +55,8 @@ def build(options: BuildingOptions, reporter: Reporter | None = None) -> BuiltHe
     reporter = reporter or Silent()
     bundle = bundles.read(options.bundle)
     bundles.check(bundle)
-    folder = engines_folder(bundle)
-    timing = timing_folder()
-    with files.disk_errors(folder, cure="Set RESEDGE_HOME to a folder that you may write to."):
-        folder.mkdir(parents=True, exist_ok=True)
-        timing.mkdir(parents=True, exist_ok=True)
-    try:
-        with files.locked_folder(folder, seconds=0):
-            engines = tuple(
-                _built(bundle, name, options, folder, timing, reporter) for name in options.selection.engines
-            )
-    except TimeoutError as error:
-        raise InputRefused(
-            "another process is building there.", where=str(folder), cure="Wait for it to end."
-        ) from error
-    least = options.batch_range[0]
-    images = _golden_images(bundle, least)
-    for engine in engines:
-        if least == 1:
-            _verify(bundle, engine, reporter)
-        _time(engine, images, reporter)
-    if least > 1:
-        reporter.warn(f"not compared with eager, which takes one image at a time: these take {least} or more")
-    return BuiltHere(engines, folder, _gain(engines, images, reporter))
+    engines = _build_all(bundle, options, reporter)
+    return BuiltHere(engines, engines_folder(bundle), _measure(bundle, engines, options, reporter))
 
 
 def gain_sentence(gain: Latency) -> str:
@@ -88,6 +67,41 @@ def gain_sentence(gain: Latency) -> str:
     if gain.relation == "inconclusive":
         return f"whether INT8 is faster than FP16 on this device is not settled: {measured}"
     return f"INT8 brings nothing on this device, use FP16: {measured}"
+
+
+def _build_all(bundle: Bundle, options: BuildingOptions, reporter: Reporter) -> tuple[Engine, ...]:
+    """Build into the state folder, one process at a time."""
+    folder, timing = engines_folder(bundle), timing_folder()
+    with files.disk_errors(folder, cure="Set RESEDGE_HOME to a folder that you may write to."):
+        folder.mkdir(parents=True, exist_ok=True)
+        timing.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.locked_folder(folder, seconds=0):
+            return tuple(
+                _built(bundle, name, options, folder, timing, reporter) for name in options.selection.engines
+            )
+    except TimeoutError as error:
+        raise InputRefused(
+            "another process is building there.", where=str(folder), cure="Wait for it to end."
+        ) from error
+
+
+def _measure(
+    bundle: Bundle, engines: Sequence[Engine], options: BuildingOptions, reporter: Reporter
+) -> Latency | None:
+    """Run what was built: against eager, for its times, and INT8 against FP16."""
+    from resedge.runtimes.trt_run import SEMANTICS
+
+    least = options.batch_range[0]
+    images = _golden_images(bundle, least)
+    for engine in engines:
+        if least == 1:
+            _verify(bundle, engine, reporter)
+        _time(engine, images, reporter)
+    reporter.note(f"times are of {SEMANTICS}")
+    if least > 1:
+        reporter.warn(f"not compared with eager, which takes one image at a time: these take {least} or more")
+    return _gain(engines, images, reporter)
 
 
 def _built(
@@ -146,7 +160,6 @@ def _time(engine: Engine, images: Float32Array, reporter: Reporter) -> None:
         f"host to device {spans.host_to_device_ms:.3f}, GPU {spans.gpu_ms:.3f}, "
         f"device to host {spans.device_to_host_ms:.3f}",
     )
-    reporter.note(f"times are of {timed.semantics}")
 
 
 def _gain(engines: Sequence[Engine], images: Float32Array, reporter: Reporter) -> Latency | None:

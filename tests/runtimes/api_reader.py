@@ -23,7 +23,7 @@ PARAMETERS = {
     "refusal": "ParserError",
 }
 # Of type Any and not TensorRT's, but for an enum of which the name alone is asked.
-OTHERS = {"severity", "tell"}
+OTHERS = {"severity"}
 RETURNS = {
     ("Builder", "create_network"): "INetworkDefinition",
     ("Builder", "create_builder_config"): "IBuilderConfig",
