@@ -181,6 +181,7 @@ def test_profile_must_fit_a_fixed_batch(trt: Any, typed: Mapping[str, Artifact])
 
 def test_timing_cache_is_kept_and_read(trt: Any, typed: Mapping[str, Artifact]) -> None:  # noqa: ANN401
     assert built(trt, typed["fp16"]).timing_cache is None
+    assert trt.world.settings["_cache"] is None
     first = built(trt, typed["fp16"], replace(SETTINGS, timing_cache=b""))
     assert (first.timing_cache, first.cache_was_used) == (b"|tactics", False)
     second = built(trt, typed["fp16"], replace(SETTINGS, timing_cache=first.timing_cache))

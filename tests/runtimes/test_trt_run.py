@@ -214,6 +214,9 @@ def test_failures_in_a_call_have_their_names(world: Any, build: Callable[..., En
             BuildFailed, match=r"tensorrt-fp16\.plan: tensorrt could not run it: .*Error Code 1: Cask"
         ):
             run(IMAGES[:2])
+        world.refuse["execute_async_v3"] = "IExecutionContext::enqueueV3: Error Code 7: Internal Error"
+        with pytest.raises(BuildFailed, match=r"execute_async_v3: [^;]*Error Code 7[^;]*$"):
+            run(IMAGES[:2])
         del world.refuse["execute_async_v3"]
         world.gpu.fail["cudaStreamSynchronize"] = "cudaErrorIllegalAddress"
         with pytest.raises(BuildFailed, match="cudaStreamSynchronize: cudaErrorIllegalAddress"):
@@ -253,12 +256,16 @@ def test_context_that_cannot_be_made(world: Any, build: Callable[..., Engine]) -
 
 def test_capture_that_fails_is_no_silent_detour(world: Any, build: Callable[..., Engine]) -> None:  # noqa: ANN401
     with RUNTIME.open(build(), RunOptions(1, cuda_graph=True)) as run:
+        before = run(IMAGES[:2])
         world.gpu.fail["cudaGraphInstantiate"] = "cudaErrorInvalidValue"
         for _ in range(2):
             with pytest.raises(BuildFailed, match="cudaGraphInstantiate: cudaErrorInvalidValue"):
-                run(IMAGES[:2])
+                run(IMAGES[:3])
         world.gpu.fail.clear()
-        assert run(IMAGES[:2]).shape == (2, 6)
+        world.gpu.calls.clear()
+        np.testing.assert_array_equal(run(IMAGES[:2]), before)
+        assert world.shapes[-1][0] == 2
+        assert world.gpu.calls.count("cudaGraphLaunch") == 1
     assert not world.gpu.live
 
 
