@@ -84,7 +84,7 @@ def open_session(path: Path, engine: str, *, threads: int | None = None) -> Sess
         known = ", ".join(f"{e.runtime}:{e.precision}" for e in bundle.manifest.engines)
         cure = f"It has: {known or 'none'}."
         if chosen[0][0] in BUILT_ON_DEVICE:
-            cure = "Run `resedge build` on this device."
+            cure += " `resedge build` makes it on an NVIDIA device."
         raise UsageError(f"has no {engine} engine.", where=str(path), cure=cure)
     if saturates_here(bundle) and chosen[0][1] == "int8":
         warnings.warn(SATURATES, stacklevel=3)

@@ -126,7 +126,7 @@ def _first_convolution(path: Path) -> str:
 def test_a_session_finds_what_was_built(job: Job, device: Device) -> None:
     device()
     frames = np.zeros((3, 28, 28, 3), np.uint8)
-    with pytest.raises(UsageError, match=r"has no tensorrt:int8 engine\. Run `resedge build`"):
+    with pytest.raises(UsageError, match=r"has no tensorrt:int8 engine\. It has: .*`resedge build`"):
         resedge.open(job.bundle, "tensorrt:int8")
     built(job, precisions=("int8",))
     with resedge.open(job.bundle, "tensorrt:int8", threads=1) as session:
