@@ -157,6 +157,7 @@ def main(debug: bool) -> None:
     \b
     resedge export            the whole job on the built-in model and images
     resedge bench             measure a bundle's engines here, against eager
+    resedge build B           TensorRT engines of a bundle for this machine
     resedge explain B         which layers INT8 hurts, and what to do about it
     resedge predict B IMAGE   classify images with an engine of a bundle
 
@@ -310,6 +311,54 @@ def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
             best = np.argsort(-probabilities, kind="stable")[:top]
             classes = ", ".join(f"{labels[i]} {probabilities[i]:.1%}" for i in best)
             print_line(f"{path}: {classes}")
+    return 0
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--precision", metavar="P,…", default="", help="Only these precisions (fp16, int8).")
+@click.option(
+    "--batch-range",
+    metavar="MIN,OPT,MAX",
+    default="1,8,32",
+    show_default=True,
+    help="Batch sizes of TensorRT's optimisation profile.",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    default=None,
+    help="How long TensorRT looks for kernels.  [default: its own; less on boards with 4 or 8 GB]",
+)
+@click.option("--dla", is_flag=True, help="For the deep learning accelerator: refused so far.")
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings alone.")
+def build(
+    bundle: Path,
+    precision: str,
+    batch_range: str,
+    optimization_level: int | None,
+    dla: bool,
+    quiet: bool,
+) -> int:
+    """Build TensorRT engines of BUNDLE for this machine.
+
+    They lie in this machine's state folder, and `bench` and `predict` find them there. Each is run on the
+    golden images and timed; where both precisions are built it is said whether INT8 is worth it here.
+    """
+    from resedge.console import print_line
+    from resedge.pipeline.building import build as run
+    from resedge.pipeline.options import BUILT_ON_DEVICE, BuildingOptions, select
+
+    options = BuildingOptions(
+        bundle,
+        select(BUILT_ON_DEVICE, _listed(precision)),
+        _parse_batch_range(batch_range),
+        optimization_level,
+        dla,
+    )
+    with _reporter(quiet) as reporter:
+        built = run(options, reporter)
+    print_line(f"{len(built.engines)} engines in {built.folder}")
     return 0
 
 

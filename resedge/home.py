@@ -13,6 +13,11 @@ def cache_folder() -> Path:
     return _under_home("cache") or platformdirs.user_cache_path("resedge")
 
 
+def state_folder() -> Path:
+    """What this machine made for itself, plans above all; `RESEDGE_HOME` overrides the platform's folder."""
+    return _under_home("state") or platformdirs.user_state_path("resedge")
+
+
 def _under_home(name: str) -> Path | None:
     home = os.environ.get("RESEDGE_HOME")
     return Path(home, name) if home else None

@@ -7,7 +7,7 @@ reason; it never puts another precision, device or shape in the place of what wa
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,23 +37,63 @@ class Probe:
     precisions: dict[str, str]
 
 
+class Progress(Protocol):
+    """Where a long step reports how far it is; `total` and steps are in images or rounds."""
+
+    def start(self, label: str, total: int) -> None:
+        """Begin a step of `total` units."""
+
+    def advance(self, units: int) -> None:
+        """Say that `units` more are done."""
+
+    def finish(self) -> None:
+        """End the step."""
+
+
+class NoProgress:
+    """Reports to nobody."""
+
+    def start(self, label: str, total: int) -> None:
+        """Do nothing."""
+
+    def advance(self, units: int) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build: `precision` is one of `PRECISIONS` and must be one that the runtime's probe names."""
+    """How to build: `precision` is one of `PRECISIONS` and must be one that the runtime's probe names.
+
+    The rest is for runtimes that optimise for a GPU; an engine for a CPU runs at any batch size and has
+    nothing to tune at build time. `batch_range` is the smallest, the usual and the largest batch size,
+    `optimization_level` TensorRT's own from 0 to 5 (None: its default, or less where memory is short),
+    `timing_caches` an existing folder for what tactics were measured to cost (None: none is kept), `dla`
+    asks for the deep learning accelerator in place of the GPU.
+    """
 
     precision: str
+    batch_range: tuple[int, int, int] = (1, 8, 32)
+    optimization_level: int | None = None
+    timing_caches: Path | None = None
+    dla: bool = False
+    progress: Progress = field(default_factory=NoProgress)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How to run.
 
-    `threads` bounds the compute threads; `batch` fixes the batch size, which some runtimes need to be at
-    their best (None: any batch size, decided call by call).
+    `threads` bounds the compute threads of a CPU; `batch` fixes the batch size, which some runtimes need
+    to be at their best (None: any batch size, decided call by call); `cuda_graph` has a GPU's kernels
+    launched together.
     """
 
     threads: int
     batch: int | None = None
+    cuda_graph: bool = False
 
 
 class Runner(Protocol):
@@ -90,7 +130,8 @@ class Runtime(Protocol):
         """Write an engine made from `model` into the existing folder `out`.
 
         The files are named after the runtime and the precision, and their bytes depend on nothing but
-        the model, the options and the library's version.
+        the model, the options and the library's version; on a GPU, where a build chooses by measuring,
+        on those measurements too.
 
         Raises:
             RuntimeUnavailable: The library, or the precision in it, is not there.
@@ -105,32 +146,6 @@ class Runtime(Protocol):
             RuntimeUnavailable: The library, or the device that the engine was built for, is not there.
             BuildFailed: The library refused the engine.
         """
-
-
-class Progress(Protocol):
-    """Where a long step reports how far it is; `total` and steps are in images or rounds."""
-
-    def start(self, label: str, total: int) -> None:
-        """Begin a step of `total` units."""
-
-    def advance(self, units: int) -> None:
-        """Say that `units` more are done."""
-
-    def finish(self) -> None:
-        """End the step."""
-
-
-class NoProgress:
-    """Reports to nobody."""
-
-    def start(self, label: str, total: int) -> None:
-        """Do nothing."""
-
-    def advance(self, units: int) -> None:
-        """Do nothing."""
-
-    def finish(self) -> None:
-        """Do nothing."""
 
 
 Json = dict[str, Any]

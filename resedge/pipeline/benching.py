@@ -21,7 +21,8 @@ from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
 from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.judging import Findings
-from resedge.pipeline.options import GRAPHS, BenchOptions, EngineName, Measuring
+from resedge.pipeline.local import engine_here
+from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, BenchOptions, EngineName, Measuring
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.running import eager_runtime, evaluate
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
@@ -81,9 +82,9 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
 
 
 def _engine(bundle: Bundle, name: EngineName, findings: Findings) -> Engine | None:
-    engine = bundle.engine(*name)
-    if engine is None and name[0] == "tensorrt":
-        findings.missing[name] = f"{judging.ON_DEVICE}, from {GRAPHS[name]}"
+    engine = engine_here(bundle, name)
+    if engine is None and name[0] in BUILT_ON_DEVICE:
+        findings.missing[name] = f"{judging.ON_DEVICE} with `resedge build`, from {GRAPHS[name]}"
     elif engine is None:
         findings.missing[name] = "the bundle has no such engine; export it again with this backend"
     return engine

@@ -18,7 +18,7 @@ from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
 from resedge.pipeline.judging import Findings, Judged
 from resedge.pipeline.manifesting import manifest_of
-from resedge.pipeline.options import GRAPHS, EngineName, ExportOptions
+from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, EngineName, ExportOptions
 from resedge.pipeline.preparing import Prepared, prepare
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.staging import Data, Done, Site
@@ -104,10 +104,12 @@ def _build(
     built: dict[EngineName, Done[Engine]] = {}
     for name in options.selection.engines:
         runtime, precision = name
-        if runtime == "tensorrt":
+        if runtime in BUILT_ON_DEVICE:
             found = GRAPHS[name] in prepared.places
             findings.missing[name] = (
-                f"{judging.ON_DEVICE}, from {GRAPHS[name]}" if found else "this model has no FP16 form"
+                f"{judging.ON_DEVICE} with `resedge build`, from {GRAPHS[name]}"
+                if found
+                else "this model has no FP16 form"
             )
             continue
         graph = graph_of[prepared.places[GRAPHS[name]]]

@@ -28,7 +28,7 @@ def manifest_of(
     places: Places,
 ) -> Manifest:
     """Return the manifest; `places` says where each file of the bundle is now."""
-    from resedge.runtimes.tensorrt import trtexec_commands
+    from resedge.runtimes.trtexec import trtexec_commands
 
     names = {path: Path(name) for name, path in places.items()}
     parts = [part for engine in engines for part in (engine.artifact, *engine.companions)]

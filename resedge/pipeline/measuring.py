@@ -25,7 +25,7 @@ from resedge.images import ImageSet
 from resedge.pipeline.energy import Arm, energy_and_settings, power_mode
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.reporting import Reporter
-from resedge.pipeline.running import eager_runtime, evaluate
+from resedge.pipeline.running import eager_runtime, evaluate, evaluation_batch
 from resedge.pipeline.stages import EagerAnswers
 from resedge.pipeline.staging import Data, Done, Places, Site, run_stage, versions
 from resedge.protocols import BuildOptions, Float32Array, Progress, Runner, RunOptions
@@ -159,8 +159,10 @@ def golden_agreement(engine: Engine, golden: Artifact, threads: int) -> float:
     from resedge.runtimes.table import runtime
 
     tensors = load(golden.read())
+    inputs, size = tensors["input"], evaluation_batch(engine)
     with runtime(engine.runtime).open(engine, RunOptions(threads)) as run:
-        chosen = run(tensors["input"]).argmax(axis=1)
+        logits = [run(inputs[start : start + size]) for start in range(0, len(inputs), size)]
+    chosen = np.concatenate(logits).argmax(axis=1)
     return float((chosen == tensors["logits"].argmax(axis=1)).mean())
 
 
@@ -176,9 +178,10 @@ def accuracy_of(
     from resedge.benchmarks.accuracy import compare
     from resedge.runtimes.table import runtime
 
+    size = evaluation_batch(engine)
     with runtime(engine.runtime).open(engine, RunOptions(measuring.threads)) as run:
         label = f"{engine.runtime} {engine.precision}, test"
-        logits = evaluate(run, test, preprocessing, progress, label)
+        logits = evaluate(run, test, preprocessing, progress, label, size)
     return compare(eager, logits, test.labels, measuring.confidence)
 
 

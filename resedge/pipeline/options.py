@@ -24,6 +24,8 @@ GRAPHS: dict[EngineName, str] = {
     ("tensorrt", "fp16"): "onnx/fp16.onnx",
     ("tensorrt", "int8"): "onnx/int8.tensorrt.onnx",
 }
+# Their engines run on the machine that built them alone, so `resedge build` makes them and no export does.
+BUILT_ON_DEVICE = ("tensorrt",)
 RUNTIMES = tuple(dict.fromkeys(runtime for runtime, _ in GRAPHS))
 
 
@@ -88,6 +90,17 @@ class ExportOptions:
     out: Path | None = None
     keep: tuple[str, ...] = ()
     thorough: bool | None = None
+
+
+@dataclass(frozen=True)
+class BuildingOptions:
+    """The options of a build of engines for this machine."""
+
+    bundle: Path
+    selection: Selection
+    batch_range: tuple[int, int, int] = (1, 8, 32)
+    optimization_level: int | None = None
+    dla: bool = False
 
 
 @dataclass(frozen=True)

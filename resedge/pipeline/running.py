@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from resedge.artifacts import Preprocessing
-from resedge.errors import NotFinite
+from resedge.artifacts import Engine, Preprocessing
+from resedge.errors import BuildFailed, NotFinite
 from resedge.images import ImageSet
 from resedge.protocols import Float32Array, Progress, Runtime
 
@@ -23,23 +23,43 @@ def eager_runtime(memory_format: Literal["contiguous", "channels_last"]) -> Runt
     return Eager(load_reference, memory_format)
 
 
+def evaluation_batch(engine: Engine) -> int:
+    """Return how many images an engine is given at once; a plan for a GPU was built for so many.
+
+    Raises:
+        BuildFailed: It does not take a single image, and the last batch may be one.
+    """
+    stated = engine.artifact.meta.get("batch_range")
+    if not isinstance(stated, (list, tuple)):
+        return EVALUATION_BATCH
+    low, _, high = (int(str(size)) for size in stated)
+    if low > 1:
+        raise BuildFailed(
+            f"takes {low} images at once and no fewer, and what is measured is one at a time.",
+            where=str(engine.artifact.path),
+            cure="Build it with a --batch-range from 1 up.",
+        )
+    return min(EVALUATION_BATCH, high)
+
+
 def evaluate(
     run: Callable[[Float32Array], Float32Array],
     images: ImageSet,
     preprocessing: Preprocessing,
     progress: Progress,
     label: str,
+    batch: int = EVALUATION_BATCH,
 ) -> Float32Array:
-    """Return the logits of all images, (N, classes) float32, in their order.
+    """Return the logits of all images, (N, classes) float32, in their order, `batch` at a time.
 
     Raises:
         NotFinite: A logit is NaN or infinite; the image is named by its position.
     """
     progress.start(label, len(images))
     logits: list[Float32Array] = []
-    for batch in images.batches(EVALUATION_BATCH, preprocessing):
-        logits.append(run(batch))
-        progress.advance(len(batch))
+    for prepared in images.batches(batch, preprocessing):
+        logits.append(run(prepared))
+        progress.advance(len(prepared))
     progress.finish()
     together = np.concatenate(logits)
     finite = np.isfinite(together).all(axis=1)

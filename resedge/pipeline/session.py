@@ -15,7 +15,8 @@ from resedge import images
 from resedge.bundle import Bundle
 from resedge.errors import UsageError
 from resedge.pipeline.inspecting import SATURATES, saturates_here
-from resedge.pipeline.options import available_threads, select
+from resedge.pipeline.local import engine_here
+from resedge.pipeline.options import BUILT_ON_DEVICE, available_threads, select
 from resedge.protocols import Float32Array, Int64Array, Runner, RunOptions
 
 
@@ -78,10 +79,13 @@ def open_session(path: Path, engine: str, *, threads: int | None = None) -> Sess
     chosen = select([engine], []).engines
     if len(chosen) != 1:
         raise UsageError(f"{engine!r} names no precision.", cure="Write NAME:PRECISION.")
-    found = bundle.engine(*chosen[0])
+    found = engine_here(bundle, chosen[0])
     if found is None:
         known = ", ".join(f"{e.runtime}:{e.precision}" for e in bundle.manifest.engines)
-        raise UsageError(f"has no {engine} engine.", where=str(path), cure=f"It has: {known or 'none'}.")
+        cure = f"It has: {known or 'none'}."
+        if chosen[0][0] in BUILT_ON_DEVICE:
+            cure += " `resedge build` makes it on an NVIDIA device."
+        raise UsageError(f"has no {engine} engine.", where=str(path), cure=cure)
     if saturates_here(bundle) and chosen[0][1] == "int8":
         warnings.warn(SATURATES, stacklevel=3)
     options = RunOptions(threads or available_threads())

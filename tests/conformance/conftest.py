@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from resedge.artifacts import Artifact, TensorSpec, sha256_file
-from resedge.protocols import Float32Array
+from resedge.calibration.histograms import collect
+from resedge.calibration.placement import place
+from resedge.calibration.ranges import minmax
+from resedge.export.fold import fold
+from resedge.export.half import write_half
+from resedge.export.onnxfile import write_onnx
+from resedge.export.trace import trace
+from resedge.protocols import Float32Array, NoProgress
 from resedge.runtimes.table import runtime
 
 INPUTS = (TensorSpec("input", ("batch", 3, 16, 16), "float32"),)
@@ -73,7 +80,8 @@ def sources(images: Float32Array, tmp_path_factory: pytest.TempPathFactory) -> M
     folder = tmp_path_factory.mktemp("sources")
     fp32 = _exported(_module(), folder / "fp32.onnx")
     int8 = _quantized(fp32, images, folder / "int8.cpu.onnx")
-    return {source.kind: source for source in (_reference(_module(), folder), fp32, int8)}
+    graphs = (_reference(_module(), folder), fp32, int8, *_strongly_typed(images, folder))
+    return {source.kind: source for source in graphs}
 
 
 def _module() -> nn.Module:
@@ -82,6 +90,16 @@ def _module() -> nn.Module:
     with torch.no_grad():
         module.linear.weight.mul_(8)  # logits far enough apart that their order means something
     return module
+
+
+def _strongly_typed(images: Float32Array, folder: Path) -> tuple[Artifact, Artifact]:
+    """Return the graphs that a GPU is given, all precision in them, by the rooms that write them."""
+    graph = fold(trace(_module(), (3, 16, 16)), images[:8]).graph
+    plain = write_onnx(graph, (3, 16, 16), folder / "folded.onnx")
+    histograms = collect(plain, [images], NoProgress(), 1)
+    ranges = minmax(histograms, graph_sha256=plain.sha256, dataset_sha256="0" * 64, images=len(images))
+    placed = place(plain, ranges, "tensorrt", folder / "placed.onnx")
+    return write_half(plain, folder / "fp16.onnx"), write_half(placed, folder / "int8.tensorrt.onnx")
 
 
 def _reference(module: nn.Module, folder: Path) -> Artifact:

@@ -27,6 +27,7 @@ COMMANDS = (
     "",
     "export",
     "bench",
+    "build",
     "predict",
     "explain",
     "inspect",
