@@ -3,7 +3,8 @@
     python benchmarks/peers/int8_accuracy.py FOLDER… --nncf-python P --modelopt-python P --draws 5 --json FILE
 
 FOLDER is prepare.py's, its name the network's. Peers run in their own environments (requirements-*.txt);
-what fails is a row with the reason. The JSON has every row and the conditions.
+what fails is a row with the reason. The JSON has every row and the conditions; what it has already is not
+measured again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,15 +97,14 @@ def resedge_rows(folder: Path, draw: int, threads: int) -> list[dict[str, object
     return rows
 
 
-def peer_row(python: str, tool: str, setting: str, folder: Path, draw: int) -> dict[str, object]:
+def peer_row(python: str, tool: str, setting: str, folder: Path, draw: int) -> list[dict[str, object]]:
     """Run one peer in its environment."""
     command = [python, str(HERE / "quantise.py"), tool, setting, str(folder), str(draw)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:]
-        return {"tool": tool, "setting": setting, "draw": draw, "failed": " ".join(reason)}
-    row: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
-    return row
+        return [{"tool": tool, "setting": setting, "draw": draw, "failed": " ".join(reason)}]
+    return [json.loads(done.stdout.strip().splitlines()[-1])]
 
 
 def main() -> None:
@@ -121,23 +123,31 @@ def main() -> None:
         "modelopt": options.modelopt_python,
     }
     rows: list[dict[str, object]] = []
+    if options.json.exists():
+        rows = json.loads(options.json.read_text())["rows"]
     for draw in range(options.draws):
         for folder in options.folders:
-            found = resedge_rows(folder, draw, options.threads)
-            found += [
-                peer_row(pythons[tool], tool, setting, folder, draw)
-                for tool, settings in PEERS.items()
-                for setting in settings
-            ]
-            for row in found:
-                rows.append({"network": folder.name} | row)
+            for tool, measure in jobs(folder, draw, options.threads, pythons):
+                if any((r["network"], r["draw"], r["job"]) == (folder.name, draw, tool) for r in rows):
+                    continue
+                rows += [{"network": folder.name, "job": tool} | row for row in measure()]
                 print(rows[-1], flush=True)
-            document = {
-                "conditions": conditions(options.threads, ("onnxruntime", "openvino", "numpy")),
-                "openvino": ov.__version__,
-                "rows": rows,
-            }
-            options.json.write_text(json.dumps(document, indent=2) + "\n")
+                document = {
+                    "conditions": conditions(options.threads, ("onnxruntime", "openvino", "numpy")),
+                    "openvino": ov.__version__,
+                    "rows": rows,
+                }
+                options.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def jobs(
+    folder: Path, draw: int, threads: int, pythons: dict[str, str]
+) -> Iterator[tuple[str, Callable[[], list[dict[str, object]]]]]:
+    """Yield what is to be measured of one draw, by name."""
+    yield "resedge", partial(resedge_rows, folder, draw, threads)
+    for tool, settings in PEERS.items():
+        for setting in settings:
+            yield f"{tool} {setting}", partial(peer_row, pythons[tool], tool, setting, folder, draw)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ class Tuning:
     """What a user asks of calibration.
 
     `max_drop` is the budget, `keep` names layers or modules that stay float whatever it says. `thorough`
-    is whether channels are equalised, ranges searched, weights rounded together and layers' sensitivities
-    measured; None: for small networks.
+    is whether channels are equalised, weights rounded together and layers' sensitivities measured; None:
+    for small networks.
     """
 
     max_drop: float
@@ -62,8 +62,7 @@ class RangesDocument:
     """calibration/ranges.json.
 
     `extremes` are the least and largest value of each tensor of fp32.onnx. `spread_of_subsets` has the
-    scores for the CPU of ranges that disjoint subsets of the calibration images give, as the best method
-    that reads histograms finds them.
+    scores for the CPU of the ranges that the chosen method reads from disjoint subsets of the images.
     """
 
     format_version: int
@@ -261,7 +260,7 @@ def _spend(
 
 def _summary(bench: Bench, chosen: Chosen, fitted: Fit) -> Scheme:
     best = bench.score(fitted.graph, "chosen", hardest=False)
-    return Scheme(chosen.ranges.method, fitted.fits.winner, best.agreement, best.drop, best.images)
+    return Scheme(chosen.methods.winner, fitted.fits.winner, best.agreement, best.drop, best.images)
 
 
 def _warnings(seen: Source) -> tuple[str, ...]:

@@ -133,7 +133,7 @@ def _clipped(document: RangesDocument) -> tuple[Clipped, ...]:
     found = []
     for scheme, choice in document.schemes.items():
         for tensor, (low, high) in choice.ranges.table.items():
-            least, largest = document.extremes[tensor]
+            least, largest = choice.extremes[tensor]
             left = [end / value for end, value in ((low, least), (high, largest)) if value]
             if left and min(left) < _CLIPPED:
                 found.append((min(left), Clipped(scheme, tensor, (low, high), (least, largest))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 NEAREST, BIAS, TOGETHER = "nearest", "bias", "together"
 _SUBSETS = 4
-_SEARCHED_IMAGES = 32  # a range is tried some twenty times on each
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a scheme's graph is made from: an FP32 graph and ranges for it, which won the bake-off `methods`.
-
-    `read` is the best of the methods that read histograms.
-    """
+    """What a scheme's graph is made from: an FP32 graph and ranges for it, the winner of `methods`."""
 
     source: Source
     ranges: Ranges
-    read: str
     methods: BakeOff
 
 
@@ -141,63 +136,39 @@ def _read(bench: Bench, model: Artifact, histograms: Histograms) -> dict[str, Ra
 def choose_ranges(bench: Bench, candidates: Sequence[Source], recipe: Recipe, kept: frozenset[str]) -> Chosen:
     """Choose the ranges of a scheme, and the graph that they are of, by the score on tuning images.
 
-    Where weights are rounded together their error nearly goes, so that ranges are then judged alone, and
-    those of the graph that the best method is of are also searched for.
+    Where weights are rounded together their error nearly goes, so that ranges are then judged alone.
     """
     from resedge.calibration.bakeoff import choose
     from resedge.calibration.ranges import suits
 
     table = {
-        f"{source.prefix}{name}": (source, ranges, name)
+        f"{source.prefix}{name}": (source, name)
         for source in candidates
-        for name, ranges in source.ranges.items()
+        for name in source.ranges
         if suits(name, recipe.scheme)
     }
-    scores = {
-        name: _score(bench, source, ranges, recipe, kept) for name, (source, ranges, _) in table.items()
-    }
-    source, ranges, read = table[choose(scores).winner]
-    if recipe.thorough:
-        searched = _searched(bench, source, recipe)
-        name = f"{source.prefix}{searched.method}"
-        table[name] = source, searched, read
-        scores[name] = _score(bench, source, searched, recipe, kept)
-    methods = choose(scores)
-    source, ranges, _ = table[methods.winner]
-    return Chosen(source, replace(ranges, method=methods.winner), read, methods)
+    methods = choose(
+        {name: _score(bench, source, read, recipe, kept) for name, (source, read) in table.items()}
+    )
+    source, read = table[methods.winner]
+    return Chosen(source, source.ranges[read], methods)
 
 
 def spread(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -> list[Score]:
-    """Score the ranges that the best histogram method reads from each subset of the images alone."""
+    """Score the ranges that the chosen method reads from each subset of the images alone."""
     found = []
     for number, subset in enumerate(chosen.source.subsets, start=1):
-        ranges = _read(bench, chosen.source.model, subset)[chosen.read]
+        ranges = _read(bench, chosen.source.model, subset)[chosen.ranges.method]
         graph = placed(bench, chosen.source.model, ranges, recipe, kept)
         found.append(bench.score(graph, f"subset {number}", hardest=True))
     return found
 
 
-def _searched(bench: Bench, source: Source, recipe: Recipe) -> Ranges:
-    from resedge.calibration.layerwise import images_for
-    from resedge.calibration.rangesearch import search_ranges
-
-    bench.site.reporter.start(f"{recipe.scheme}, searching ranges", 0)
-    found = search_ranges(
-        source.model,
-        source.extremes,
-        recipe.scheme,
-        bench.sample(min(images_for(source.model), _SEARCHED_IMAGES)),
-        bench.site.threads,
-        bench.site.reporter,
-    )
-    bench.site.reporter.finish()
-    return found
-
-
-def _score(bench: Bench, source: Source, ranges: Ranges, recipe: Recipe, kept: frozenset[str]) -> Score:
-    graph = placed(bench, source.model, ranges, recipe, kept)
+def _score(bench: Bench, source: Source, method: str, recipe: Recipe, kept: frozenset[str]) -> Score:
+    graph = placed(bench, source.model, source.ranges[method], recipe, kept)
+    label = f"{recipe.scheme}, {source.prefix}{method}"
     alone = source.model if recipe.thorough else None
-    return bench.score(graph, f"{recipe.scheme}, {ranges.method}", hardest=True, float_weights=alone)
+    return bench.score(graph, label, hardest=True, float_weights=alone)
 
 
 def placed(
