@@ -10,7 +10,7 @@ BatchNorm" (arXiv:2105.07576), section 3 (PreciseBN). Importing this module impo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -238,6 +238,59 @@ def compare_modes(
         top1_eval=None if truth is None else _fraction_equal(in_eval, truth),
         top1_batch=None if truth is None else _fraction_equal(in_batch, truth),
     )
+
+
+@dataclass(frozen=True)
+class InputGap:
+    """What the first BatchNorm gets from some images, against the statistics that it was trained to.
+
+    `shift` is the distance of the means in trained standard deviations, `spread` the standard deviation
+    over the trained one; both the median over channels.
+    """
+
+    batchnorm: str
+    shift: float
+    spread: float
+
+
+def first_gap(module: nn.Module, images: Float32Array, shared: Collection[str] = ()) -> InputGap | None:
+    """Compare what reaches the first BatchNorm with its running statistics; None if there are none.
+
+    The first one sees the images through one linear layer, so that it tells how they were normalised.
+
+    Args:
+        module: Left as it is.
+        images: (N, C, H, W) float32.
+        shared: Paths of BatchNorms to pass over: statistics of several places fit none of them.
+    """
+    tracked = {
+        part: path
+        for path, part in _batchnorms(module)
+        if part.running_mean is not None and path not in shared
+    }
+    seen: list[tuple[_BatchNorm, Tensor]] = []
+
+    def look(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not seen and isinstance(part, _BatchNorm):
+            seen.append((part, inputs[0].detach().double()))
+
+    handles = [part.register_forward_pre_hook(look) for part in tracked]
+    try:
+        with _modes(module, batchnorm_training=False), torch.no_grad():
+            module(torch.tensor(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        return None
+    part, values = seen[0]
+    assert part.running_mean is not None  # of those that are looked at
+    assert part.running_var is not None
+    by_channel = values.transpose(0, 1).flatten(1)
+    trained = (part.running_var.double() + part.eps).sqrt()
+    shift = ((by_channel.mean(1) - part.running_mean.double()).abs() / trained).median()
+    spread = (by_channel.std(1) / trained).median()
+    return InputGap(tracked[part], float(shift), float(spread))
 
 
 @contextmanager

@@ -79,7 +79,12 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Exported
         judged.value.verdicts,
         judging.sizes({name: built.value for name, built in engines.items()}),
         _as_object(judged.value.document),
-        judging.exit_code(judged.value.verdicts, options.selection.named, findings),
+        judging.exit_code(
+            judged.value.verdicts,
+            options.selection.named,
+            findings,
+            budget_met=prepared.calibrated.value.met,
+        ),
         all_reused=all(done.reused for done in finished),
     )
 

@@ -123,8 +123,13 @@ def _say_calibration(
     if not found.met:
         reporter.warn(
             f"no INT8 graph with half of its work in INT8 keeps the drop within {tuning.max_drop:.2%} on the "
-            "tuning images (`resedge explain` shows what was tried)"
+            "tuning images. What leaving layers float buys (`resedge explain` has every trial):"
         )
+        for trial in found.frontier:
+            reporter.note(
+                f"{len(trial.kept)} of {found.layer_count} layers float, {trial.share:.1%} of the "
+                f"multiply-accumulates: drop {trial.score.drop:.2%}, {trial.score.agreement:.2%} agree"
+            )
     elif found.tensorrt.drop > tuning.max_drop:
         reporter.warn(
             f"TensorRT's graph loses {found.tensorrt.drop:.2%} on {found.tensorrt.images} tuning images, "
@@ -134,6 +139,12 @@ def _say_calibration(
 
 def _say_reference(reporter: Reporter, done: Done[stages.Reference]) -> None:
     found = done.value
+    if (gap := found.gap) and gap.wide:
+        reporter.warn(
+            f"the calibration images reach {gap.batchnorm} {gap.spread:.2g} times as spread as in training "
+            f"and {gap.shift:.2g} standard deviations off: they look as if they were normalised in another "
+            "way (mean, std, value range, channel order), or are of another kind"
+        )
     if found.trained is None:
         reporter.stage("model", "loaded; no BatchNorm is called twice", reused=done.reused)
         return

@@ -32,6 +32,8 @@ PROOF_IMAGES = 16  # every fold is proved on the activations of these
 BATCHNORM_BATCH = 128  # order and batch are part of what re-estimation computes
 COMPARED_IMAGES = 256  # shared BatchNorm shows in any of them; all would cost half a minute
 GOLDEN_IMAGES = 64
+_GAP_IMAGES = 32
+_FAR = 2.0  # other photographs change the spread by less, another mean and std by more
 _WRITING_LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors", "numpy")
 
 
@@ -48,13 +50,31 @@ class Modes:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """What a BatchNorm gets from the calibration images against its own statistics.
+
+    `shift` is between the means, in trained standard deviations; `spread` is the standard deviation over
+    the trained one; both the median over channels.
+    """
+
+    batchnorm: str
+    shift: float
+    spread: float
+
+    @property
+    def wide(self) -> bool:
+        """Whether the images are hardly those that the model was trained on, or not normalised alike."""
+        return self.shift > _FAR or not 1 / _FAR < self.spread < _FAR
+
+
+@dataclass(frozen=True)
 class Reference:
     """The eager model that every verdict is against.
 
     `checkpoint` is the digest of the weights as they were given. `shared` has the call sites of each
     BatchNorm that is called more than once in a forward pass; `trained` compares the modes of the model as
     it was trained, `repaired` of the one with statistics of their own for each call site (`--batchnorm
-    split`). None: there is nothing to compare.
+    split`). `gap` is that of the first BatchNorm that is called once. None: there is nothing to compare.
     """
 
     source: Artifact
@@ -63,6 +83,7 @@ class Reference:
     shared: Mapping[str, int]
     trained: Modes | None
     repaired: Modes | None
+    gap: Gap | None
 
 
 def reference(
@@ -96,6 +117,7 @@ def reference(
         batches = list(data.calibration.batches(BATCHNORM_BATCH, data.preprocessing))
         image = batches[0][:1]
         shared = norms.shared(norms.call_counts(module, image))
+        gap = norms.first_gap(module, batches[0][:_GAP_IMAGES], shared)
         splitting = bool(shared) and batchnorm == "split"
         trained = repaired = None
         if shared:
@@ -114,7 +136,8 @@ def reference(
             checkpoint_sha256=digest,
         )
         tensors, described = sources.write_reference(module, source, folder / "reference")
-        return Reference(described, tensors, digest, dict(shared), trained, repaired)
+        found = None if gap is None else Gap(gap.batchnorm, gap.shift, gap.spread)
+        return Reference(described, tensors, digest, dict(shared), trained, repaired, found)
 
     return run_stage(site, key, Reference, make)
 

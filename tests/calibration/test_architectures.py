@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from resedge.artifacts import Artifact, Ranges
 from resedge.calibration.emulation import emulated
+from resedge.calibration.equalisation import equalise
 from resedge.calibration.histograms import collect
 from resedge.calibration.layers import layers_of
 from resedge.calibration.layerwise import adjust, apply
@@ -205,6 +206,19 @@ def test_logits_stay_near_those_of_the_fp32_graph(
     expected = emulated(architectures[name], 1)(images)
     noise = emulated(quantised[name, scheme], 1)(images) - expected
     assert 10 * np.log10((expected - expected.mean(axis=0)).var() / np.square(noise).mean()) > 20
+
+
+@pytest.mark.parametrize("name", TENSORRT)
+def test_equalised_channels_leave_the_logits_as_they_are(
+    architectures: dict[str, Artifact], name: str, tmp_path: Path
+) -> None:
+    """A gate, an activation function or a norm between two layers keeps their channels as they are."""
+    model = architectures[name]
+    equalised = equalise(model, _images(4, seed=1), tmp_path / "equalised.onnx")
+    images = _images(8, seed=2)
+    expected = emulated(model, 1)(images)
+    given = emulated(equalised or model, 1)(images)
+    np.testing.assert_allclose(given, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", TENSORRT)

@@ -6,7 +6,7 @@ import pytest
 
 from resedge.artifacts import Artifact
 from resedge.calibration.bakeoff import Score
-from resedge.calibration.budget import Sensitivity, search, sensitivities
+from resedge.calibration.budget import Sensitivity, Trial, frontier, search, sensitivities
 from resedge.calibration.layers import Layer, chosen, layers_of
 from resedge.errors import UsageError
 
@@ -66,6 +66,19 @@ def test_layers_that_do_not_help_are_not_kept() -> None:
     result = search(useless, BASE, _score, 0.001, frozenset())
     assert len(result.trials) == 1
     assert not result.met
+
+
+def test_the_frontier_has_what_no_cheaper_trial_beats() -> None:
+    def trial(kept: str, share: float, drop: float) -> Trial:
+        return Trial(tuple(kept), share, Score(agreement=1 - drop, kl=drop, drop=drop, images=1000))
+
+    none, a, b, both = (
+        trial("", 0.0, 0.03),
+        trial("a", 0.1, 0.01),
+        trial("b", 0.2, 0.02),
+        trial("ab", 0.3, 0.0),
+    )
+    assert frontier((none, both, b, a)) == (none, a, both)
 
 
 def test_layers_of_a_graph_and_their_work(networks: dict[str, Artifact]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resedge.errors import InputRefused
-from resedge.export.batchnorm import call_counts, compare_modes, reestimate, shared, split
+from resedge.export.batchnorm import call_counts, compare_modes, first_gap, reestimate, shared, split
 from resedge.protocols import Float32Array, Int64Array
 
 
@@ -234,3 +234,26 @@ def test_read_only_images_are_taken(mixed: nn.Module, batches: list[Float32Array
     for batch in batches:
         batch.setflags(write=False)
     assert compare_modes(mixed, batches).images == 4096
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "shift", "spread"),
+    [(1.0, 0.0, 0.0, 1.0), (0.25, 0.0, 0.0, 0.25), (1.0, 4.0, 4.0, 1.0)],
+)
+def test_the_first_batchnorm_tells_how_images_were_normalised(
+    scale: float, offset: float, shift: float, spread: float
+) -> None:
+    trained = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    module = nn.Sequential(nn.BatchNorm2d(3, momentum=None), nn.ReLU(), nn.BatchNorm2d(3)).train()
+    module(trained)
+    gap = first_gap(module.eval(), (trained * scale + offset).numpy())
+    assert gap is not None
+    assert gap.batchnorm == "0"
+    assert gap.shift == pytest.approx(shift, abs=0.02)
+    assert gap.spread == pytest.approx(spread, rel=0.02)
+
+
+def test_shared_batchnorms_and_those_without_statistics_tell_nothing() -> None:
+    images = np.zeros((2, 3, 8, 8), np.float32)
+    assert first_gap(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), images) is None
+    assert first_gap(nn.Sequential(nn.BatchNorm2d(3)), images, shared={"0"}) is None

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from resedge import bundle as bundles
+from resedge.artifacts import Artifact, sha256_file
+from resedge.calibration.emulation import emulated
+from resedge.images import NOTEBOOK_PREPROCESSING, Frames, ImageSet, read_folder
+from resedge.pipeline.calibrating import Calibrated, Tuning, calibrated
+from resedge.pipeline.reporting import Silent
+from resedge.pipeline.stages import EagerAnswers, Graphs
+from resedge.pipeline.staging import Data, Done, Site
+from resedge.store import Store
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import Job
+
+
+def _calibrate(job: Job, images: ImageSet, tuning: ImageSet, folder: Path) -> Calibrated:
+    fp32 = bundles.read(job.bundle).file("onnx/fp32.onnx")
+    folder.mkdir()
+    np.save(folder / "logits.npy", emulated(fp32, 1)(tuning.prepared(NOTEBOOK_PREPROCESSING)))
+    logits = Artifact(folder / "logits.npy", sha256_file(folder / "logits.npy"), "logits")
+    return calibrated(
+        Site(Store(folder / "cache"), "a machine", 1, Silent()),
+        Data(images, tuning, tuning, NOTEBOOK_PREPROCESSING),
+        Done(Graphs(fp32, fp32, fp32, 0, (), 0.0, ()), {}, False),
+        Done(EagerAnswers(logits, logits, logits, logits), {}, False),
+        pair_safe=True,
+        tuning=Tuning(max_drop=1.0, thorough=True),
+    ).value
+
+
+@pytest.fixture(scope="module")
+def photographs(data_folder: Path) -> ImageSet:
+    return read_folder(data_folder, (28, 28))
+
+
+def test_the_order_of_the_images_changes_no_bit(job: Job, photographs: ImageSet, tmp_path: Path) -> None:
+    tuning = photographs.select(range(100, 116))
+    orders = [np.arange(12), np.random.default_rng(1).permutation(12)]
+    made = [
+        _calibrate(job, photographs.select(order.tolist()), tuning, tmp_path / str(number))
+        for number, order in enumerate(orders)
+    ]
+    assert made[0].ranges.read() == made[1].ranges.read()
+    assert made[0].int8_cpu.read() == made[1].int8_cpu.read()
+    assert made[0].tensorrt_in_fp32.read() == made[1].tensorrt_in_fp32.read()
+
+
+def test_images_that_say_nothing_are_warned_of(job: Job, photographs: ImageSet, tmp_path: Path) -> None:
+    def decode(indices: Sequence[int]) -> Frames:
+        frames = photographs.decode(indices)
+        frames[np.asarray(indices) < 2] = 7
+        return frames
+
+    spoilt = ImageSet("spoilt", photographs.digests[:4], None, decode)
+    made = _calibrate(job, spoilt, photographs.select(range(100, 104)), tmp_path / "spoilt")
+    few, one_coloured = made.warnings
+    assert few.startswith("4 calibration images are few")
+    assert one_coloured.startswith("2 of 4 calibration images are of one colour")
