@@ -27,7 +27,7 @@ CHANNELS = 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """A graph of one convolution in FP16 surroundings, as the scheme `tensorrt` has it but for what is set."""
+    """A graph of one convolution in FP16 surroundings, the scheme `tensorrt` but for what is set."""
 
     zero_point: tuple[str, int] | None = ("int8", 0)
     scale: float = 0.03
