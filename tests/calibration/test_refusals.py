@@ -88,7 +88,8 @@ def graph_of(recipe: Recipe) -> bytes:
     graph = helper.make_graph(write.nodes, "one", border[:1], border[1:], write.constants)
     opsets = [helper.make_opsetid("", recipe.opset)]
     opsets += [helper.make_opsetid(recipe.domain, 1)] if recipe.domain else []
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    data: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return data
 
 
 def weight_of(recipe: Recipe, write: Writer) -> str:

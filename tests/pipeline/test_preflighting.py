@@ -101,7 +101,8 @@ def test_a_refusal_is_warned_of_and_proves_nothing(
     assert heard(site).warnings == [
         "int8.tensorrt.onnx: TensorRT for RTX 1.7.1 refuses it: Conv 'a': no; Conv 'b': no"
     ]
-    assert heard(site).notes == heard(site).stages == []
+    assert heard(site).notes == []
+    assert heard(site).stages == []
 
 
 def test_convolutions_that_lose_int8_are_warned_of_by_name(
