@@ -316,6 +316,13 @@ def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
 
 @main.command()
 @click.argument("bundle", type=_PATH)
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt", "tensorrt_rtx"]),
+    default="tensorrt",
+    show_default=True,
+    help="TensorRT, or TensorRT for RTX, which serves on GPUs of desktops.",
+)
 @click.option("--precision", metavar="P,…", default="", help="Only these precisions (fp16, int8).")
 @click.option(
     "--batch-range",
@@ -334,6 +341,7 @@ def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings alone.")
 def build(
     bundle: Path,
+    backend: str,
     precision: str,
     batch_range: str,
     optimization_level: int | None,
@@ -347,11 +355,11 @@ def build(
     """
     from resedge.console import print_line
     from resedge.pipeline.building import build as run
-    from resedge.pipeline.options import BUILT_ON_DEVICE, BuildingOptions, select
+    from resedge.pipeline.options import BuildingOptions, select
 
     options = BuildingOptions(
         bundle,
-        select(BUILT_ON_DEVICE, _listed(precision)),
+        select([backend], _listed(precision)),
         _parse_batch_range(batch_range),
         optimization_level,
         dla,

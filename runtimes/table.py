@@ -19,6 +19,7 @@ RUNTIMES: Final[Mapping[str, str]] = MappingProxyType(
         "onnxruntime": "resedge.runtimes.onnxruntime:OnnxRuntime",
         "openvino": "resedge.runtimes.openvino:OpenVino",
         "tensorrt": "resedge.runtimes.tensorrt:TensorRT",
+        "tensorrt_rtx": "resedge.runtimes.tensorrt_rtx:TensorRTForRTX",
     }
 )
 

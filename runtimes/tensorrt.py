@@ -53,12 +53,14 @@ _WARM_CALLS: Final = 5
 class TensorRT:
     """NVIDIA's TensorRT on the first GPU.
 
-    Another library with the same interface is a subclass with its own `name`, `library` and `cure`.
+    Another library with the same interface is a subclass with its own `name`, `library` and `cure`, and a
+    `target` where it has to be told the GPU.
     """
 
     name = "tensorrt"
     library: ClassVar[str] = "tensorrt"
     cure: ClassVar[str] = "It comes with JetPack on a Jetson; elsewhere try: pip install 'resedge[tensorrt]'"
+    target: ClassVar[str | None] = None
 
     def probe(self) -> Probe:
         """Say which TensorRT is here and which GPU.
@@ -103,6 +105,7 @@ class TensorRT:
                 ),
                 options.optimization_level,
                 _read_cache(cache),
+                self.target,
             )
             built = build_plan(trt, graph, settings, options.progress)
             record = self._record(trt, device, model, options.precision, settings, built)
@@ -173,9 +176,12 @@ class TensorRT:
 
     def _here(self) -> tuple[Any, Cuda, Device]:
         """Return TensorRT, CUDA, and the GPU."""
-        trt = imported(self.name, self.library, self.cure)
+        trt = self._module()
         cuda = load_cuda(self.name)
         return trt, cuda, find_device(cuda, self.name)
+
+    def _module(self) -> Any:  # noqa: ANN401 - a module
+        return imported(self.name, self.library, self.cure)
 
     def _record(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from resedge.errors import UsageError
 from resedge.protocols import Progress
@@ -18,6 +18,7 @@ from resedge.runtimes.onnx_names import modules_of
 from resedge.runtimes.trt_log import Heard, TensorRTError, listening, logger, one_line
 from resedge.runtimes.trt_memory import MemoryPlan
 
+THIS_GPU: Final = "current"
 _LEVEL_OF_SMALL_BOARDS = 2  # of 0 to 5, 3 being the default: what takes most memory is tried above it
 
 
@@ -26,7 +27,8 @@ class BuildSettings:
     """What decides a plan beside its graph.
 
     `optimization_level` None is TensorRT's default, or less where memory is short. `timing_cache` None keeps
-    none; b"" starts one. `compute_capability` is that of a GPU that is not here, such as "8.6".
+    none; b"" starts one. `compute_capability` is that of a GPU that is not here, such as "8.6", or THIS_GPU,
+    which TensorRT for RTX has to be told.
     """
 
     batch_range: tuple[int, int, int]
@@ -108,7 +110,7 @@ def _parse(trt: Any, network: Any, graph: bytes, heard: Heard) -> None:  # noqa:
     reasons = [_reason(parser.get_error(index), _modules(graph)) for index in range(parser.num_errors)]
     if not reasons:
         raise heard.failure("OnnxParser.parse")
-    raise TensorRTError("; ".join(dict.fromkeys(reasons)))
+    raise TensorRTError(*dict.fromkeys(reasons))
 
 
 def _reason(refusal: Any, modules: dict[str, str]) -> str:  # noqa: ANN401 - ParserError
@@ -145,7 +147,7 @@ def _limit(trt: Any, builder: Any, config: Any, settings: BuildSettings) -> None
 
 
 def _aim(trt: Any, config: Any, compute_capability: str | None) -> None:  # noqa: ANN401
-    """Build for a GPU that is not here, which TensorRT for RTX alone can."""
+    """Say which GPU the plan is for, which TensorRT for RTX alone can be told."""
     if compute_capability is None:
         return
     if not (
@@ -157,7 +159,7 @@ def _aim(trt: Any, config: Any, compute_capability: str | None) -> None:  # noqa
             f"TensorRT {trt.__version__} builds for the GPU that it runs on and for no other.",
             cure="Build on the device, or with TensorRT for RTX.",
         )
-    name = f"SM{compute_capability.replace('.', '')}"
+    name = "CURRENT" if compute_capability == THIS_GPU else f"SM{compute_capability.replace('.', '')}"
     known = trt.ComputeCapability.__members__
     config.num_compute_capabilities = 1
     if name not in known or not config.set_compute_capability(known[name], 0):

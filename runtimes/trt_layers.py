@@ -25,6 +25,10 @@ _ROW: Final = re.compile(
 )
 _ROW_TYPE: Final = re.compile(r"Datatype: (\w+)")
 _ONNX_NODE: Final = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+# What a 1x1 convolution becomes that is computed as a matrix product says so.
+_FROM_CONVOLUTION: Final = "gemm_from_conv"
+# A fusion is named after what is in it: a correlation, or such a product.
+_FUSED_CONVOLUTION: Final = re.compile(r"__myl_\w*(?:Corr|Fc)")
 _FUSED_SUFFIX: Final = re.compile(r"_myl\d+_\d+$")
 # TensorRT's words for a type, in its format descriptions and in its short names.
 _TYPES: Final = (
@@ -100,7 +104,7 @@ def read_json(text: str) -> tuple[Layer, ...]:
         return tuple(
             Layer(
                 row["Name"],
-                "Convolution" if row.get("ParameterType") == "Convolution" else row["LayerType"],
+                _kind(row["LayerType"], row["Name"], row.get("Metadata", ""), row.get("ParameterType")),
                 tuple(_type_of(tensor) for tensor in row["Inputs"]),
                 _nodes(row["Name"], row.get("Metadata", "")),
             )
@@ -117,7 +121,7 @@ def read_table(text: str) -> tuple[Layer, ...]:
     return tuple(
         Layer(
             row["name"],
-            row["kind"],
+            _kind(row["kind"], row["name"], row["metadata"]),
             tuple(_type_named(word) for word in _ROW_TYPE.findall(row["inputs"])),
             _nodes(row["name"], row["metadata"]),
         )
@@ -146,6 +150,12 @@ def summarize(layers: Sequence[Layer], convolutions: Sequence[Convolution]) -> L
         dict(sorted(by_type.items())),
         tuple(fell_back),
     )
+
+
+def _kind(words: str, name: str, metadata: str, parameters: str | None = None) -> str:
+    """Return what a layer is; one that fuses is a convolution where it says that it has one in it."""
+    convolves = parameters == "Convolution" or _FROM_CONVOLUTION in metadata or _FUSED_CONVOLUTION.match(name)
+    return "Convolution" if convolves else words
 
 
 def _type_of(tensor: Mapping[str, Any]) -> str:

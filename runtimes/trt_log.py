@@ -14,13 +14,19 @@ from typing import Any, Final
 
 _ERRORS: Final = ("ERROR", "INTERNAL_ERROR")
 _TABLE_MARK: Final = "LayerType: "
-_OUT_OF_MEMORY: Final = ("out of memory", "outofmemory", "memory allocation")
+_OUT_OF_MEMORY: Final = ("out of memory", "outofmemory", "memory allocation", "bad_alloc")
 _LENGTH: Final = 300
 _MOST: Final = 100
 
 
 class TensorRTError(RuntimeError):
-    """A TensorRT call failed; the message is the call and what TensorRT said, its error's name included."""
+    """A TensorRT call failed; each argument is one reason.
+
+    A reason is the call and what TensorRT said, its error's name included, or a node and why it is refused.
+    """
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 class OutOfMemory(TensorRTError):

@@ -110,12 +110,7 @@ def _build(
     for name in options.selection.engines:
         runtime, precision = name
         if runtime in BUILT_ON_DEVICE:
-            found = GRAPHS[name] in prepared.places
-            findings.missing[name] = (
-                f"{judging.ON_DEVICE} with `resedge build`, from {GRAPHS[name]}"
-                if found
-                else "this model has no FP16 form"
-            )
+            findings.missing[name] = _left_to_the_device(name, prepared)
             continue
         graph = graph_of[prepared.places[GRAPHS[name]]]
         try:
@@ -128,6 +123,16 @@ def _build(
         reused = built[name].reused
         site.reporter.stage("build", f"{runtime} {precision}, {megabytes:.2f} MB", reused=reused)
     return built
+
+
+def _left_to_the_device(name: EngineName, prepared: Prepared) -> str:
+    """Say what an engine will be built from, and what NVIDIA's parser and builder made of that here."""
+    graph = GRAPHS[name]
+    if graph not in prepared.places:
+        return "this model has no FP16 form"
+    looked_at = prepared.preflights.get(graph)
+    seen = f"; {looked_at.value.sentence()}" if looked_at else ""
+    return f"{judging.ON_DEVICE} with `resedge build`, from {graph}{seen}"
 
 
 def _measure(

@@ -23,9 +23,14 @@ GRAPHS: dict[EngineName, str] = {
     ("onnxruntime", "int8"): "onnx/int8.cpu.onnx",
     ("tensorrt", "fp16"): "onnx/fp16.onnx",
     ("tensorrt", "int8"): "onnx/int8.tensorrt.onnx",
+    ("tensorrt_rtx", "fp16"): "onnx/fp16.onnx",
+    ("tensorrt_rtx", "int8"): "onnx/int8.tensorrt.onnx",
 }
 # Their engines run on the machine that built them alone, so `resedge build` makes them and no export does.
-BUILT_ON_DEVICE = ("tensorrt",)
+BUILT_ON_DEVICE = ("tensorrt", "tensorrt_rtx")
+# Nobody means these who names no backend: they serve on GPUs of desktops.
+ONLY_IF_NAMED = ("tensorrt_rtx",)
+UNNAMED = tuple(engine for engine in GRAPHS if engine[0] not in ONLY_IF_NAMED)
 RUNTIMES = tuple(dict.fromkeys(runtime for runtime, _ in GRAPHS))
 
 
@@ -38,7 +43,7 @@ def available_threads() -> int:
 class Selection:
     """The engines that were asked for; `named` are the runtimes that the user named."""
 
-    engines: tuple[EngineName, ...] = tuple(GRAPHS)
+    engines: tuple[EngineName, ...] = UNNAMED
     named: frozenset[str] = frozenset()
 
 
@@ -114,7 +119,7 @@ class BenchOptions:
 
 
 def select(backends: Sequence[str], precisions: Sequence[str]) -> Selection:
-    """Select engines from `NAME` or `NAME:PRECISION` texts and from precisions; empty means all.
+    """Select engines from `NAME` or `NAME:PRECISION` texts and from precisions; empty means `UNNAMED`.
 
     Raises:
         UsageError: An unknown name, or a precision that the backend does not have.
@@ -128,7 +133,7 @@ def select(backends: Sequence[str], precisions: Sequence[str]) -> Selection:
             raise UsageError(f"{text} has no engine of precision {', '.join(precisions)}.", where="--backend")
         chosen |= found
     if not backends:
-        chosen = {engine for engine in GRAPHS if not precisions or engine[1] in precisions}
+        chosen = {engine for engine in UNNAMED if not precisions or engine[1] in precisions}
     engines = tuple(engine for engine in GRAPHS if engine in chosen)
     return Selection(engines, frozenset(text.partition(":")[0] for text in backends))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 from resedge import data as builtin
 from resedge.artifacts import Artifact, load
 from resedge.export.halfreport import HalfReport
-from resedge.pipeline import calibrating, fitting, halving, machine, stages
+from resedge.pipeline import calibrating, fitting, halving, machine, preflighting, stages
 from resedge.pipeline.datasets import warn_of_labels
 from resedge.pipeline.options import ExportOptions
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.staging import Data, Done, Places, Site
+from resedge.runtimes.rtx_preflight import Preflight
 
 _FITTED = {
     fitting.NEAREST: "",
@@ -25,18 +27,23 @@ _FITTED = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """The finished stages before any engine; `files` are those that belong into the bundle."""
+    """The finished stages before any engine; `files` are those that belong into the bundle.
+
+    `preflights` has what TensorRT for RTX said of the graphs for TensorRT, by their places in the bundle.
+    """
 
     reference: Done[stages.Reference]
     graphs: Done[stages.Graphs]
     answers: Done[stages.EagerAnswers]
     calibrated: Done[calibrating.Calibrated]
     halves: tuple[Done[Artifact], ...]
+    preflights: Mapping[str, Done[Preflight]]
 
     @property
     def done(self) -> tuple[Done[Any], ...]:
         """All of them, in order."""
-        return (self.reference, self.graphs, self.answers, self.calibrated, *self.halves)
+        one_each = (self.reference, self.graphs, self.answers, self.calibrated)
+        return (*one_each, *self.halves, *self.preflights.values())
 
     @property
     def places(self) -> Places:
@@ -65,7 +72,7 @@ class Prepared:
 
 
 def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machine) -> Prepared:
-    """Make the reference, the graphs, eager's answers, the calibration and the FP16 forms.
+    """Make the reference, the graphs, eager's answers, the calibration and the FP16 forms, looked at.
 
     Raises:
         InputRefused: The weights or the images are not what they must be.
@@ -94,7 +101,9 @@ def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machin
             "this CPU has no VNNI and adds pairs of 8-bit products in 16 bits: the weights of "
             "int8.cpu.onnx are limited so that no pair can saturate"
         )
-    return Prepared(reference, graphs, answers, calibrated, _halves(site, graphs.value, calibrated.value))
+    halves = _halves(site, graphs.value, calibrated.value)
+    looked_at = preflighting.preflights(site, [half.value for half in halves], options.batch_range)
+    return Prepared(reference, graphs, answers, calibrated, halves, looked_at)
 
 
 def _halves(

@@ -52,6 +52,8 @@ CASES = (
     Case("openvino", "int8", "onnx/int8.cpu"),
     Case("tensorrt", "fp16", "onnx/fp16", measured=True),
     Case("tensorrt", "int8", "onnx/int8.tensorrt", measured=True),
+    Case("tensorrt_rtx", "fp16", "onnx/fp16", measured=True),
+    Case("tensorrt_rtx", "int8", "onnx/int8.tensorrt", measured=True),
 )
 CPU_LIBRARIES = {"eager": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 

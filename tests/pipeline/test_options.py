@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 
 from resedge.errors import UsageError
-from resedge.pipeline.options import GRAPHS, Measuring, select
+from resedge.pipeline.options import GRAPHS, Measuring, Selection, select
 
 
-def test_nothing_asked_for_is_everything_and_names_nobody() -> None:
+def test_nothing_asked_for_is_everything_but_rtx_and_names_nobody() -> None:
     chosen = select([], [])
-    assert chosen.engines == tuple(GRAPHS)
+    assert chosen == Selection()
+    assert set(GRAPHS) - set(chosen.engines) == {("tensorrt_rtx", "fp16"), ("tensorrt_rtx", "int8")}
     assert chosen.named == frozenset()
 
 
@@ -20,6 +21,7 @@ def test_nothing_asked_for_is_everything_and_names_nobody() -> None:
         (["onnxruntime", "openvino:fp16"], ["fp16", "int8"], [("openvino", "fp16"), ("onnxruntime", "int8")]),
         (["openvino"], ["int8"], [("openvino", "int8")]),
         ([], ["fp16"], [("openvino", "fp16"), ("tensorrt", "fp16")]),
+        (["tensorrt_rtx"], ["int8"], [("tensorrt_rtx", "int8")]),
         (["openvino:int8", "openvino:int8"], [], [("openvino", "int8")]),
     ],
 )

@@ -8,10 +8,10 @@ import pytest
 from resedge.errors import UsageError
 from resedge.runtimes.table import runtime
 
-HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "scipy")
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "scipy")
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"])
 def test_runtime_by_name(name: str) -> None:
     assert runtime(name).name == name
 
@@ -20,13 +20,14 @@ def test_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         runtime("openvinno")
     assert str(caught.value) == (
-        "unknown backend 'openvinno' (known: onnxruntime, openvino, tensorrt). Did you mean 'openvino'?"
+        "unknown backend 'openvinno' (known: onnxruntime, openvino, tensorrt, tensorrt_rtx). "
+        "Did you mean 'openvino'?"
     )
     assert caught.value.exit_code == 2
 
 
 def test_unknown_name_far_from_all() -> None:
-    with pytest.raises(UsageError, match=r"known: onnxruntime, openvino, tensorrt\)\.$"):
+    with pytest.raises(UsageError, match=r"known: onnxruntime, openvino, tensorrt, tensorrt_rtx\)\.$"):
         runtime("zzz")
 
 

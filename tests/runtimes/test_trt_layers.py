@@ -87,10 +87,21 @@ def test_builders_log() -> None:
         "Layers:",
         (row + end).format("__myl_Cast_myl0_1", "kgen", "Float", "[ONNX Layer: stem][ONNX Layer: stem.q]"),
         (row + end).format("stem_myl0_2", "correlation", "Int8", ""),
+        *(
+            (row + end).format(f"__myl_{name}AddRelu_myl0_{index}", "runtime_fusion", "Half", metadata)
+            for name, index, metadata in (
+                ("Fc", 3, "[ONNX Layer: layer.0.conv1][ONNX Layer: layer.0.relu]__gemm_from_conv1x1"),
+                ("Corr", 4, "[ONNX Layer: layer.0.conv2]"),
+            )
+        ),
     ]
     layers = read_table("\n".join(lines))
     assert [(one.name, one.kind, one.reads) for one in layers] == [
         ("__myl_Cast_myl0_1", "kgen", ("fp32",)),
         ("stem_myl0_2", "correlation", ("int8",)),
+        ("__myl_FcAddRelu_myl0_3", "Convolution", ("fp16",)),
+        ("__myl_CorrAddRelu_myl0_4", "Convolution", ("fp16",)),
     ]
-    assert summarize(layers, GRAPH[:1]).by_type == {"int8": 1}
+    found = summarize(layers, GRAPH)
+    assert found.by_type == {"fp16": 2, "int8": 1}
+    assert found.fell_back == ("layer.0.conv1", "layer.0.conv2")
