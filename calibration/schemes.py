@@ -39,8 +39,8 @@ WEIGHTED_OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MEANS: Final = frozenset({"AveragePool", "GlobalAveragePool"})
 _MAXIMA: Final = frozenset({"GlobalMaxPool", "MaxPool"})
 _SPATIAL_AXES: Final = ({2, 3}, {-2, -1})
-_RESHAPING_OPS: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-_OPS_OF_ONE_TENSOR: Final = _RESHAPING_OPS | {"CastLike", "Expand", "Pad", "Slice", "Tile"}
+RESHAPING_OPS: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_OPS_OF_ONE_TENSOR: Final = RESHAPING_OPS | {"CastLike", "Expand", "Pad", "Slice", "Tile"}
 _OPS_OF_SHAPES: Final = frozenset({"Shape", "Size"})
 
 
@@ -228,7 +228,7 @@ def _shared_origins(graph: ir.Graph, movers: AbstractSet[ir.Node]) -> dict[ir.Va
 def _before_reshaping(node: ir.Node, index: int) -> tuple[ir.Node, int]:
     value = node.inputs[index]
     producer = value.producer() if value is not None else None
-    while producer is not None and producer.op_type in _RESHAPING_OPS:
+    while producer is not None and producer.op_type in RESHAPING_OPS:
         node, index, source = producer, 0, producer.inputs[0]
         producer = source.producer() if source is not None else None
     return node, index
@@ -273,7 +273,7 @@ def _is_spatial(node: ir.Node) -> bool:
 
 def _keeps_values(node: ir.Node) -> bool:
     """Say whether all that a node gives is among what it is given, or zero."""
-    if node.op_type in _RESHAPING_OPS or _is_maximum(node):
+    if node.op_type in RESHAPING_OPS or _is_maximum(node):
         return True
     return _pads_on_the_grid(node) or _is_joining(node)
 
