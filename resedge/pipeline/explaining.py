@@ -25,11 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Clipped:
-    """A tensor whose range, (low, high), leaves out some of its values, least and largest."""
+    """A tensor whose ranges, by scheme (low, high), leave out some of its values, least and largest."""
 
-    scheme: str
     tensor: str
-    range: tuple[float, float]
+    ranges: Mapping[str, tuple[float, float]]
     values: tuple[float, float]
 
 
@@ -94,15 +93,18 @@ def _document(kind: type[T], bundle: Bundle, name: str) -> T:
 
 
 def _clipped(document: RangesDocument) -> tuple[Clipped, ...]:
-    """Return the tensors of which most is cut off, by the shorter of both ends."""
-    found = []
+    """Return the tensors of which most is cut off, by the shorter of both ends in any scheme."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    shortest: dict[str, float] = {}
     for scheme, choice in document.schemes.items():
         for tensor, (low, high) in choice.ranges.table.items():
-            least, largest = document.extremes[tensor]
-            left = [end / value for end, value in ((low, least), (high, largest)) if value]
-            if left and min(left) < _CLIPPED:
-                found.append((min(left), Clipped(scheme, tensor, (low, high), (least, largest))))
-    return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0])[:_NAMED])
+            ends = zip((low, high), document.extremes[tensor], strict=True)
+            left = min((end / value for end, value in ends if value), default=1.0)
+            if left < _CLIPPED:
+                found.setdefault(tensor, {})[scheme] = (low, high)
+                shortest[tensor] = min(left, shortest.get(tensor, left))
+    worst = sorted(found, key=lambda tensor: shortest[tensor])[:_NAMED]
+    return tuple(Clipped(tensor, found[tensor], document.extremes[tensor]) for tensor in worst)
 
 
 def _cures(layers: tuple[Sensitivity, ...]) -> tuple[Cure, ...]:
