@@ -33,12 +33,13 @@ _HALF: Final = 3.0  # dB
 class LayerError:
     """A layer of an engine against the FP32 graph; ratios of signal to noise in dB, None if not finite.
 
-    `tensor` is the output's name in the FP32 graph. `nodes` are those that the runtime computes as one, as
-    far as can be seen; the engine's input has none. `sqnr` is the output against the FP32 graph's, `alone`
-    against that of the same layer in FP32 on the engine's own inputs. Where the output is integers,
-    `rounding` is what they make of the latter, `cut_off` the fraction of its values that lie beyond them,
-    and `cut_energy` the fraction of the rounding's error that is in those. `weighted` are the nodes with a
-    quantised weight; `readers` those that read the integers, () where not all of them have a weight.
+    `tensor` is the output's name in the FP32 graph. `nodes` make it of what can be seen before it, but for
+    those that an earlier layer has; the engine's input has none. `sqnr` is the output against the FP32
+    graph's, `alone` against that of the same layer in FP32 on the engine's own inputs: of two layers with a
+    node in common both have its error. Where the output is integers, `rounding` is what they make of that,
+    `cut_off` the fraction of its values that lie beyond them, and `cut_energy` the fraction of the
+    rounding's error that is in those. `weighted` are the nodes with a quantised weight; `readers` those that
+    read the integers, () where not all of them have a weight.
     """
 
     tensor: str
@@ -124,7 +125,13 @@ class LayerComparison:
 
     def layers(self) -> tuple[LayerError, ...]:
         """Return the layers that can be seen, in the graph's order."""
-        return tuple(self._layer(value, row) for value, row in self._rows.items())
+        found: list[LayerError] = []
+        named: set[ir.Node] = set()
+        for value, row in self._rows.items():
+            nodes = [node for node in self._computed_as_one(value) if node not in named]
+            named.update(nodes)
+            found.append(self._layer(value, nodes, row))
+        return tuple(found)
 
     def _nodes_in_both(self) -> Iterator[tuple[ir.Node, ir.Node]]:
         """Yield each node and the one of its name in the engine's graph."""
@@ -160,8 +167,7 @@ class LayerComparison:
             row = self._rows[value]
             row.add(expected, intended, held[row.name])
 
-    def _layer(self, value: ir.Value, row: _Row) -> LayerError:
-        nodes = self._computed_as_one(value)
+    def _layer(self, value: ir.Value, nodes: Sequence[ir.Node], row: _Row) -> LayerError:
         return LayerError(
             tensor=name_of(value),
             nodes=tuple(node.name or "" for node in nodes),

@@ -288,7 +288,7 @@ def _manner(found: Comparison) -> Iterator[str]:
     if found.unseen:
         yield (
             f"[dim]Not to be seen without changing what is computed: {escape(', '.join(found.unseen))}. What "
-            "makes them counts with the layer that reads them.[/dim]"
+            "makes one is named with the first layer that reads it; its error is in all that do.[/dim]"
         )
 
 

@@ -133,3 +133,18 @@ def test_no_layer_to_keep_where_an_addition_reads_the_integers(
 def test_another_networks_graph_is_refused(networks: dict[str, Artifact]) -> None:
     with pytest.raises(GraphRefused, match="is not in the graph that the engine was built from"):
         LayerComparison(networks["basic"], networks["notebook"], (), threads=1)
+
+
+def test_what_cannot_be_seen_is_named_once(networks: dict[str, Artifact], images_for: Images) -> None:
+    """As of a runtime that adds the shortcut in place: the tensors between the blocks are never there."""
+    model = networks["bottleneck"]
+    images, hidden = images_for(model, 2), ("layer1.conv3.out", "layer1.relu3.out", "layer2.conv3.out")
+    tensors = held(model, images)
+    seen = [point for point in watchpoints(model) if point.name not in hidden]
+    comparison = LayerComparison(model, model, seen, threads=1)
+    comparison.add(images, {point.name: tensors[point.name] for point in seen}, images[:, 0, 0, :10])
+    assert [layer.name for layer in comparison.layers()] == [
+        *("conv1 + relu", "maxpool", "layer1.conv1 + layer1.relu1", "layer1.conv2 + layer1.relu2"),
+        *("layer1.downsample", "layer1.conv3 + layer1.add + layer1.relu3 + layer2.conv1 + layer2.relu1"),
+        *("layer2.conv2 + layer2.relu2", "layer2.conv3 + layer2.add + layer2.relu3", "avgpool", "fc"),
+    ]
