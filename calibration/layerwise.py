@@ -10,20 +10,20 @@ and Bias Correction", section 4.2, measured instead of derived).
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from resedge.artifacts import Artifact, sha256_bytes
-from resedge.calibration.graph import is_constant, label, name_of, read_graph, run_node, write_graph
+from resedge.calibration.graph import is_constant, label, name_of, read_graph, write_graph
 from resedge.calibration.rounding import round_together
 from resedge.calibration.rules import check_qdq
 from resedge.calibration.schemes import is_weighted, weight_axis
+from resedge.calibration.walk import Tensor, Walk, signal_to_noise
 from resedge.errors import GraphRefused
 from resedge.files import write_bytes
 from resedge.protocols import Float32Array, Progress
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 _LARGEST_TENSOR: Final = 100_000_000  # bytes of one activation over all images of a walk
 _MOST_IMAGES: Final = 128
-_EXACT: Final = 200.0  # dB, of an output that does not differ at all
-
-_Tensor = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +88,8 @@ def adjust(
     Raises:
         GraphRefused: `quantised` has other nodes than `model`, or ONNX Runtime cannot run one.
     """
-    float_walk = _Walk(read_graph(model.read(), str(model.path)).graph, images, threads)
-    walk = _Walk(read_graph(quantised.read(), str(quantised.path)).graph, images, threads)
+    float_walk = Walk(read_graph(model.read(), str(model.path)).graph, images, threads)
+    walk = Walk(read_graph(quantised.read(), str(quantised.path)).graph, images, threads)
     found: dict[str, Adjustment] = {}
     for node in walk.nodes:
         inputs = walk.inputs_of(node)
@@ -101,7 +98,7 @@ def adjust(
             intended, expected = float_walk.input_and_output_of(node.name or "")
             if expected.shape != output.shape:
                 raise GraphRefused("has another shape in the FP32 graph.", where=label(node))
-            sqnr = _sqnr(expected, output)
+            sqnr = signal_to_noise(expected, output)
             integers = _rounded(walk, float_walk, node, inputs[0], intended, pair_safe) if rounding else None
             if integers is not None:
                 scales = walk.constant(_dequantise_of(node), 1)
@@ -154,58 +151,6 @@ def apply(quantised: Artifact, adjustments: Mapping[str, Adjustment], out: Path)
     )
 
 
-class _Walk:
-    """A graph computed node by node over a set of images; a tensor is held until its last reader."""
-
-    def __init__(self, graph: ir.Graph, images: Float32Array, threads: int) -> None:
-        self.nodes = tuple(graph)
-        self._threads = threads
-        self._left = Counter(value for node in graph for value in node.inputs if value is not None)
-        self._tensors: dict[ir.Value, _Tensor] = {graph.inputs[0]: images}
-        self._remaining = iter(self.nodes)
-
-    def input_and_output_of(self, name: str) -> tuple[Float32Array, Float32Array]:
-        """Compute up to the node of that name and return its first input and its output."""
-        for node in self._remaining:
-            inputs = self.inputs_of(node)
-            output = self.compute(node, inputs)
-            self.keep(node, output)
-            if node.name == name:
-                assert inputs[0] is not None  # of a node with a weight
-                return inputs[0], output
-        raise GraphRefused("is not in the FP32 graph, or not in this order.", where=name)
-
-    def inputs_of(self, node: ir.Node) -> list[_Tensor | None]:
-        """Return a node's inputs; None is one that is left out."""
-        return [self._tensor(value) for value in node.inputs]
-
-    def constant(self, node: ir.Node, index: int) -> _Tensor:
-        """Return an input of a node that is fixed in the file."""
-        value = node.inputs[index]
-        if value is None or value.const_value is None:
-            raise GraphRefused(f"input {index} is not a constant in the file.", where=label(node))
-        return value.const_value.numpy()
-
-    def compute(self, node: ir.Node, inputs: Sequence[_Tensor | None]) -> _Tensor:
-        """Run one node in ONNX Runtime."""
-        return run_node(node, inputs, self._threads)
-
-    def keep(self, node: ir.Node, output: _Tensor) -> None:
-        """Hold a node's output for its readers, and let go of what it was the last to read."""
-        self._tensors[node.outputs[0]] = output
-        for value in node.inputs:
-            if value is None:
-                continue
-            self._left[value] -= 1
-            if not self._left[value]:
-                self._tensors.pop(value, None)
-
-    def _tensor(self, value: ir.Value | None) -> _Tensor | None:
-        if value is None:
-            return None
-        return self._tensors[value] if value.const_value is None else value.const_value.numpy()
-
-
 def _is_adjustable(node: ir.Node) -> bool:
     """Say whether a node has a quantised weight and a place for a bias (a MatMul has none)."""
     if node.op_type == "Gemm" and any(
@@ -216,10 +161,10 @@ def _is_adjustable(node: ir.Node) -> bool:
 
 
 def _rounded(
-    walk: _Walk,
-    float_walk: _Walk,
+    walk: Walk,
+    float_walk: Walk,
     node: ir.Node,
-    activation: _Tensor | None,
+    activation: Tensor | None,
     intended: Float32Array,
     pair_safe: bool,
 ) -> npt.NDArray[np.int8] | None:
@@ -240,7 +185,7 @@ def _dequantise_of(node: ir.Node) -> ir.Node:
     return producer
 
 
-def _dequantised(integers: npt.NDArray[np.int8], scales: _Tensor, node: ir.Node) -> Float32Array:
+def _dequantised(integers: npt.NDArray[np.int8], scales: Tensor, node: ir.Node) -> Float32Array:
     along = [-1 if axis == weight_axis(node) else 1 for axis in range(integers.ndim)]
     product: Float32Array = integers.astype(np.float32) * scales.reshape(along)
     return product
@@ -250,14 +195,6 @@ def _mean_by_channel(difference: Float32Array) -> Float32Array:
     others = tuple(axis for axis in range(difference.ndim) if axis != 1)
     means: Float32Array = difference.mean(axis=others, dtype=np.float64).astype(np.float32)
     return means
-
-
-def _sqnr(expected: Float32Array, given: Float32Array) -> float:
-    signal = float(np.square(expected, dtype=np.float64).sum())
-    noise = float(np.square(expected - given, dtype=np.float64).sum())
-    if not noise:
-        return _EXACT
-    return min(10 * math.log10(signal / noise), _EXACT) if signal else -_EXACT
 
 
 def _add_to_bias(graph: ir.Graph, node: ir.Node, correction: Float32Array) -> None:

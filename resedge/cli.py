@@ -383,15 +383,34 @@ def inspect(path: Path) -> int:
 
 @main.command()
 @click.argument("bundle", type=_PATH)
-def explain(bundle: Path) -> int:
+@click.option(
+    "--engine",
+    metavar="NAME:PRECISION",
+    help="Compare this engine with eager layer by layer instead, down to the first bad one.",
+)
+@click.option(
+    "--min-sqnr",
+    type=click.FloatRange(-100, 100),
+    default=20.0,
+    show_default=True,
+    help="With --engine: the decibels below which a layer is bad; 20: a tenth of its amplitude is error.",
+)
+def explain(bundle: Path, engine: str | None, min_sqnr: float) -> int:
     """Say what INT8 costs BUNDLE's model: which layers, which ranges, and what each cure buys.
 
-    Read from what `export` measured on the tuning images; nothing is run.
+    Read from what `export` measured on the tuning images; nothing is run, unless --engine is given: then that
+    engine runs on the bundle's golden images, and its layers' outputs are compared.
     """
-    from resedge.console import print_explanation
+    from resedge.console import print_comparison, print_explanation
+    from resedge.pipeline.comparing import compare
     from resedge.pipeline.explaining import explain as run
 
-    print_explanation(run(bundle))
+    if engine is None:
+        print_explanation(run(bundle))
+        return 0
+    with _reporter(quiet=False) as reporter:
+        found = compare(bundle, engine, floor=min_sqnr, reporter=reporter)
+    print_comparison(found)
     return 0
 
 

@@ -6,7 +6,7 @@ Everything that is said goes to standard error, so that standard output holds th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from resedge.artifacts import JsonValue, Verdict
     from resedge.calibration.bakeoff import Entry
+    from resedge.calibration.blame import LayerError
     from resedge.errors import ResedgeError
     from resedge.jetson.jetpack import Release
+    from resedge.pipeline.comparing import Comparison
     from resedge.pipeline.explaining import Explanation, InHalf
     from resedge.pipeline.inspecting import Diagnosis
 
@@ -153,9 +155,13 @@ def print_explanation(found: Explanation) -> None:
     else:
         console.print("The layers' sensitivities were not measured: `resedge export --thorough` does.")
     for clipped in found.clipped:
+        ranges = "; ".join(
+            f"{low:.3g} to {high:.3g} ({', '.join(schemes)})"
+            for (low, high), schemes in _schemes_by_range(clipped.ranges).items()
+        )
         console.print(
-            f"clips: {escape(clipped.tensor)} ({clipped.scheme}) holds {clipped.values[0]:.3g} to "
-            f"{clipped.values[1]:.3g}, its range is {clipped.range[0]:.3g} to {clipped.range[1]:.3g}"
+            f"clips: {escape(clipped.tensor)} holds {clipped.values[0]:.3g} to {clipped.values[1]:.3g}, "
+            f"its range is {ranges}"
         )
     if found.half is not None:
         print_half(found.half)
@@ -207,6 +213,12 @@ def print_half(found: InHalf) -> None:
         console.print(f"FP16: nothing overflows; {tried}")
 
 
+def _schemes_by_range(
+    ranges: Mapping[str, tuple[float, float]],
+) -> dict[tuple[float, float], list[str]]:
+    return {found: [name for name in ranges if ranges[name] == found] for found in ranges.values()}
+
+
 def _layer_table(found: Explanation) -> Table:
     from resedge.pipeline.explaining import COARSE
 
@@ -229,6 +241,92 @@ def _scored(entry: Entry) -> str:
 
 def _by_divergence(entry: Entry) -> float:
     return entry.score.kl
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print what `resedge explain --engine` measured: a line a layer, the first bad one, how it was done."""
+    console = Console(highlight=False)
+    console.print(_comparison_table(found))
+    for line in (*_findings(found), *_manner(found)):
+        console.print(line)
+
+
+def _comparison_table(found: Comparison) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for name in ("SQNR dB", "alone dB", "rounding dB", "cut off %"):
+        table.add_column(name, justify="right")
+    for layer in found.layers:
+        bad = found.is_bad(layer)
+        ratio = f"[red]{_ratio(layer.sqnr)} bad[/red]" if bad else _ratio(layer.sqnr)
+        integers = ("-", "-")
+        if layer.cut_off is not None:
+            integers = (_ratio(layer.rounding), f"{100 * layer.cut_off:.2f}")
+        table.add_row(escape(layer.name), ratio, _ratio(layer.alone), *integers)
+    return table
+
+
+def _findings(found: Comparison) -> Iterator[str]:
+    """Say which layer is the first bad one if any, where the most of the error comes from, and the cure."""
+    bad, worst = found.first_bad, found.worst
+    if bad is None:
+        yield f"no layer is bad: every output is {found.floor:g} dB or more above its error"
+    else:
+        ratio = f"is {_ratio(bad.sqnr)} dB above its error, {found.floor:g} are asked for"
+        reason = "holds NaN or infinity" if bad.sqnr is None else ratio
+        yield f"[red]first bad layer: {escape(bad.name)}[/red]: its output {reason}"
+    if worst.alone is not None:
+        within = "" if bad is None else " up to there"
+        origin = f"{escape(worst.name)}, {worst.alone:.1f} dB alone"
+        yield f"most of the error{within} comes from {origin}: {_why(worst)}"
+    if bad is not None:
+        yield f"cure: {_cure(worst)}"
+
+
+def _why(layer: LayerError) -> str:
+    if layer.cause == "range":
+        return f"its output's integers cut off {layer.cut_off or 0:.2%} of the values"
+    if layer.cause == "steps":
+        return "the steps of its output's integers"
+    return "its weights, and how it is computed" if layer.weighted else "how it is computed"
+
+
+def _cure(layer: LayerError) -> str:
+    if layer.keep:
+        return f"`resedge export … {escape(' '.join(f'--keep {name}' for name in layer.keep))}`"
+    if layer.cause in ("range", "steps"):
+        return (
+            "calibrate on images more like those of its use, `--calibration-data`; no --keep takes these "
+            "integers away, for not only layers with a weight read them"
+        )
+    return "none by --keep, for it has no quantised weight"
+
+
+def _manner(found: Comparison) -> Iterator[str]:
+    yield (
+        f"[dim]{found.engine} on {found.images} golden images; it chooses eager's class on "
+        f"{found.agreement:.1%}. SQNR: a layer's output over its error against the fp32 graph, which is "
+        f"computed node by node and stands for eager; their logits agree to {found.reference_sqnr:.0f} dB. "
+        "alone: against the same layer in FP32 on what the engine's own layer was given. rounding: what the "
+        "integers of the output make of that. All from sums over all images.[/dim]"
+    )
+    sessions = "1 session" if found.views == 1 else f"{found.views} sessions"
+    if found.changed:
+        yield (
+            f"[yellow]watched in {sessions} whose logits were not the engine's own on {found.changed} "
+            "images: what was seen there is not quite the engine[/yellow]"
+        )
+    elif found.views:
+        yield f"[dim]Watched in {sessions}; the logits are those of the engine itself to the bit.[/dim]"
+    if found.unseen:
+        yield (
+            f"[dim]Not to be seen without changing what is computed: {escape(', '.join(found.unseen))}. What "
+            "makes one is named with the first layer that reads it; its error is in all that do.[/dim]"
+        )
+
+
+def _ratio(decibels: float | None) -> str:
+    return "not finite" if decibels is None else f"{decibels:.1f}"
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

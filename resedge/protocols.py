@@ -6,10 +6,11 @@ reason; it never puts another precision, device or shape in the place of what wa
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -145,6 +146,49 @@ class Runtime(Protocol):
             StaleArtifact: A file is not the one that was built.
             RuntimeUnavailable: The library, or the device that the engine was built for, is not there.
             BuildFailed: The library refused the engine.
+        """
+
+
+class Watched(Protocol):
+    """An engine that is loaded with some of its tensors in sight; valid inside its with-block only."""
+
+    def __call__(self, batch: Array) -> tuple[Float32Array, Mapping[str, Array]]:
+        """Run the engine and wait for it.
+
+        Args:
+            batch: As a `Runner` takes it.
+
+        Returns:
+            The logits, (N, classes) float32, and each watched tensor by its name, (N, ...) in the type that
+            it has in the engine; all in memory that belongs to the caller.
+
+        Raises:
+            ValueError: The shape or the dtype is not the engine's.
+            BuildFailed: The library failed in the call.
+        """
+
+
+@runtime_checkable
+class Watchable(Runtime, Protocol):
+    """A runtime that lets one look inside its engines."""
+
+    def watch(
+        self, engine: Engine, tensors: Sequence[str], options: RunOptions
+    ) -> AbstractContextManager[Watched]:
+        """Load an engine as `open` does, with tensors of its graph given out beside the logits.
+
+        What is given out has to exist, so the library may fuse less than it does without, and compute
+        otherwise; see `resedge.runtimes.watching`.
+
+        Args:
+            engine: As it was built.
+            tensors: Names of the graph that the engine was built from, the logits not among them.
+            options: How to run.
+
+        Raises:
+            StaleArtifact: A file is not the one that was built.
+            RuntimeUnavailable: The library is not there.
+            BuildFailed: The library refused the engine, or the engine has no such tensor.
         """
 
 

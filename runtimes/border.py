@@ -9,15 +9,22 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from resedge.artifacts import Artifact, TensorSpec
 from resedge.errors import BuildFailed, RuntimeUnavailable, UsageError
-from resedge.protocols import Array, Float32Array, Runner, RunOptions
+from resedge.protocols import Array, RunOptions
 
 _REASON_LENGTH = 300
+_Answer = TypeVar("_Answer", covariant=True)
+
+
+class _Call(Protocol[_Answer]):
+    """A `Runner`, or a `Watched`."""
+
+    def __call__(self, batch: Array) -> _Answer: ...
 
 
 def imported(runtime: str, library: str, cure: str) -> Any:  # noqa: ANN401 - a module
@@ -110,21 +117,21 @@ def input_spec(artifact: Artifact, options: RunOptions) -> TensorSpec:
 
 
 @contextmanager
-def runner(spec: TensorSpec, infer: Callable[[Array], Float32Array]) -> Iterator[Runner]:
+def runner(spec: TensorSpec, infer: Callable[[Array], _Answer]) -> Iterator[_Call[_Answer]]:
     """Guard a library's inference for as long as the block lasts.
 
     Args:
         spec: The engine's input; a name in the place of a size means any size from 1 up.
         infer: Is given batches of that shape and dtype, aligned, writeable and in C order; returns
-            logits in memory of their own.
+            logits, or what else is asked of an engine, in memory of their own.
 
     Yields:
         The runner; called after the block it raises a RuntimeError, and holds no memory any more.
     """
-    live: Callable[[Array], Float32Array] | None = infer
+    live: Callable[[Array], _Answer] | None = infer
     dtype = np.dtype(spec.dtype)
 
-    def run(batch: Array) -> Float32Array:
+    def run(batch: Array) -> _Answer:
         if live is None:
             raise RuntimeError("this engine is closed: a runner is valid inside its with-block only")
         if batch.dtype != dtype or not _fits(batch.shape, spec.shape):

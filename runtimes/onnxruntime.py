@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from resedge.artifacts import Artifact, Engine
 from resedge.errors import RuntimeUnavailable
-from resedge.protocols import Array, BuildOptions, Float32Array, Probe, Runner, RunOptions
+from resedge.protocols import Array, BuildOptions, Float32Array, Probe, Runner, RunOptions, Watched
 from resedge.runtimes.border import (
     check_options,
     demand_kind,
@@ -28,6 +28,7 @@ _COMPUTED = {
 }
 _PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
+_GRAPH_OF_MODEL, _OUTPUT_OF_GRAPH, _NAME_OF_VALUE = 7, 12, 1  # field numbers of onnx.proto
 
 
 class OnnxRuntime:
@@ -93,9 +94,38 @@ class OnnxRuntime:
         with runner(spec, infer) as run:
             yield run
 
+    @contextmanager
+    def watch(self, engine: Engine, tensors: Sequence[str], options: RunOptions) -> Iterator[Watched]:
+        """Make a session as `open` does, of the engine with tensors as further outputs; the file stays.
 
-def _session(library: Any, model: Artifact, options: RunOptions) -> Any:  # noqa: ANN401
-    """Return an InferenceSession over the artifact's checked bytes; it keeps them alive."""
+        Raises:
+            StaleArtifact: The file is not the one that was built.
+            RuntimeUnavailable: ONNX Runtime is not installed.
+            BuildFailed: ONNX Runtime refuses the file or a tensor's name, or fails in a call.
+        """
+        check_options(options)
+        spec = input_spec(engine.artifact, options)
+        library = _library()
+        session = _session(library, engine.artifact, options, tensors)
+        errors = _errors_of(library)
+        (output,) = {tensor.name for tensor in session.get_outputs()} - set(tensors)
+
+        def infer(batch: Array) -> tuple[Float32Array, Mapping[str, Array]]:
+            try:
+                logits, *rest = session.run([output, *tensors], {spec.name: batch})
+            except errors as error:
+                raise run_failure(self.name, engine.artifact.path, error) from error
+            return logits, dict(zip(tensors, rest, strict=True))
+
+        with runner(spec, infer) as run:
+            yield run
+
+
+def _session(library: Any, model: Artifact, options: RunOptions, tensors: Sequence[str] = ()) -> Any:  # noqa: ANN401
+    """Return an InferenceSession over the artifact's checked bytes, `tensors` given out beside its outputs.
+
+    The session keeps the bytes alive.
+    """
     settings = library.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
@@ -105,7 +135,33 @@ def _session(library: Any, model: Artifact, options: RunOptions) -> Any:  # noqa
     # slow down whatever is measured next.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     with refusals(OnnxRuntime.name, model.path, *_errors_of(library)):
-        return library.InferenceSession(model.read(), settings, providers=[_PROVIDER])
+        data = model.read() + _further_outputs(tensors)
+        return library.InferenceSession(data, settings, providers=[_PROVIDER])
+
+
+def _further_outputs(tensors: Sequence[str]) -> bytes:
+    """Return what to append to an ONNX file's bytes for its graph to give out `tensors`, too.
+
+    Messages of Protocol Buffers that stand one after the other are read as one: repeated fields, such as a
+    graph's outputs, are concatenated. So this needs no parser, and not a byte of the engine changes.
+    """
+    outputs = [_field(_OUTPUT_OF_GRAPH, _field(_NAME_OF_VALUE, name.encode())) for name in tensors]
+    return _field(_GRAPH_OF_MODEL, b"".join(outputs)) if outputs else b""
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a field of a message of Protocol Buffers whose content is text or a message itself."""
+    of_a_length = 2
+    return _varint(number << 3 | of_a_length) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    """Return a number in groups of seven bits, the lowest first, each but the last marked by its high bit."""
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*groups, number])
 
 
 def _library() -> Any:  # noqa: ANN401 - onnxruntime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ import numpy as np
 from resedge.artifacts import Artifact, Engine, sha256_file
 from resedge.errors import MachineFailure
 from resedge.files import disk_errors
-from resedge.protocols import Array, BuildOptions, Float32Array, Probe, Runner, RunOptions
+from resedge.protocols import Array, BuildOptions, Float32Array, Probe, Runner, RunOptions, Watched
 from resedge.runtimes.border import (
     check_options,
     demand_kind,
@@ -129,9 +129,38 @@ class OpenVino:
         with runner(spec, infer) as run:
             yield run
 
+    @contextmanager
+    def watch(self, engine: Engine, tensors: Sequence[str], options: RunOptions) -> Iterator[Watched]:
+        """Compile the engine as `open` does, with tensors as further outputs; the files stay.
 
-def _compiled(library: Any, engine: Engine, options: RunOptions) -> Any:  # noqa: ANN401
-    """Return the CompiledModel of an engine's checked bytes, its batch fixed where `options` fix it."""
+        Raises:
+            StaleArtifact: A file is not the one that was built.
+            RuntimeUnavailable: OpenVINO is not installed.
+            BuildFailed: OpenVINO refuses the files or a tensor's name, or fails in a call.
+        """
+        check_options(options)
+        spec = input_spec(engine.artifact, options)
+        compiled = _compiled(_library(), engine, options, tensors)
+        with refusals(self.name, engine.artifact.path, RuntimeError):
+            request = compiled.create_infer_request()
+
+        def infer(batch: Array) -> tuple[Float32Array, Mapping[str, Array]]:
+            try:
+                request.infer([batch])
+                logits, *rest = [request.get_output_tensor(i).data.copy() for i in range(1 + len(tensors))]
+            except RuntimeError as error:
+                raise run_failure(self.name, engine.artifact.path, error) from error
+            return logits, dict(zip(tensors, rest, strict=True))
+
+        with runner(spec, infer) as run:
+            yield run
+
+
+def _compiled(library: Any, engine: Engine, options: RunOptions, tensors: Sequence[str] = ()) -> Any:  # noqa: ANN401
+    """Return the CompiledModel of an engine's checked bytes, `tensors` given out behind the logits.
+
+    Its batch is fixed where `options` fix it.
+    """
     (weights,) = engine.companions
     core = library.Core()
     # The tensor copies: the compiled model goes on reading weights when this function has returned.
@@ -140,6 +169,8 @@ def _compiled(library: Any, engine: Engine, options: RunOptions) -> Any:  # noqa
         graph = core.read_model(engine.artifact.read(), stored)
         if options.batch is not None:
             graph.reshape([options.batch, *list(graph.input().get_partial_shape())[1:]])
+        if tensors:
+            graph.add_outputs(list(tensors))
         return core.compile_model(graph, _DEVICE, _settings(options))
 
 

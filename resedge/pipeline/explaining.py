@@ -30,11 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Clipped:
-    """A tensor whose range, (low, high), leaves out some of its values, least and largest."""
+    """A tensor whose ranges, by scheme (low, high), leave out some of its values, least and largest."""
 
-    scheme: str
     tensor: str
-    range: tuple[float, float]
+    ranges: Mapping[str, tuple[float, float]]
     values: tuple[float, float]
 
 
@@ -129,15 +128,22 @@ def _half(bundle: Bundle, extremes: Extremes) -> InHalf | None:
 
 
 def _clipped(document: RangesDocument) -> tuple[Clipped, ...]:
-    """Return the tensors of which most is cut off, by the shorter of both ends."""
-    found = []
+    """Return the tensors of which most is cut off, by the shorter of both ends in any scheme.
+
+    Schemes whose graphs hold other values in a tensor, one of them equalised, have an entry each.
+    """
+    found: dict[tuple[str, tuple[float, float]], dict[str, tuple[float, float]]] = {}
+    shortest: dict[tuple[str, tuple[float, float]], float] = {}
     for scheme, choice in document.schemes.items():
         for tensor, (low, high) in choice.ranges.table.items():
-            least, largest = choice.extremes[tensor]
-            left = [end / value for end, value in ((low, least), (high, largest)) if value]
-            if left and min(left) < _CLIPPED:
-                found.append((min(left), Clipped(scheme, tensor, (low, high), (least, largest))))
-    return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0])[:_NAMED])
+            values = choice.extremes[tensor]
+            ends = zip((low, high), values, strict=True)
+            left = min((end / value for end, value in ends if value), default=1.0)
+            if left < _CLIPPED:
+                found.setdefault((tensor, values), {})[scheme] = (low, high)
+                shortest[tensor, values] = min(left, shortest.get((tensor, values), left))
+    worst = sorted(found, key=lambda held: shortest[held])[:_NAMED]
+    return tuple(Clipped(tensor, found[tensor, values], values) for tensor, values in worst)
 
 
 def _cures(layers: tuple[Sensitivity, ...]) -> tuple[Cure, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from resedge.errors import RuntimeUnavailable
@@ -19,7 +20,18 @@ def require(what: str, *extras: str) -> None:
     Raises:
         RuntimeUnavailable: A module of one is missing; the install command is the cure.
     """
-    missing = {extra: [module for module in _MODULES[extra] if find_spec(module) is None] for extra in extras}
+    require_modules(what, {extra: _MODULES[extra] for extra in extras})
+
+
+def require_modules(what: str, needed: Mapping[str, Sequence[str]]) -> None:
+    """Check that modules are installed of which an extra, its key, installs each.
+
+    Raises:
+        RuntimeUnavailable: As `require`.
+    """
+    missing = {
+        extra: [name for name in modules if find_spec(name) is None] for extra, modules in needed.items()
+    }
     lacking = [extra for extra, modules in missing.items() if modules]
     if lacking:
         modules = ", ".join(module for extra in lacking for module in missing[extra])

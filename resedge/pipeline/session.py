@@ -12,11 +12,12 @@ import numpy as np
 
 from resedge import bundle as bundles
 from resedge import images
+from resedge.artifacts import Engine
 from resedge.bundle import Bundle
 from resedge.errors import UsageError
 from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.local import engine_here
-from resedge.pipeline.options import BUILT_ON_DEVICE, available_threads, select
+from resedge.pipeline.options import BUILT_ON_DEVICE, EngineName, available_threads, select
 from resedge.protocols import Float32Array, Int64Array, Runner, RunOptions
 
 
@@ -76,22 +77,41 @@ def open_session(path: Path, engine: str, *, threads: int | None = None) -> Sess
     from resedge.runtimes.table import runtime
 
     bundle = bundles.read(path)
-    chosen = select([engine], []).engines
-    if len(chosen) != 1:
-        raise UsageError(f"{engine!r} names no precision.", cure="Write NAME:PRECISION.")
-    found = engine_here(bundle, chosen[0])
-    if found is None:
-        known = ", ".join(f"{e.runtime}:{e.precision}" for e in bundle.manifest.engines)
-        cure = f"It has: {known or 'none'}."
-        if chosen[0][0] in BUILT_ON_DEVICE:
-            cure += " `resedge build` makes it on an NVIDIA device."
-        raise UsageError(f"has no {engine} engine.", where=str(path), cure=cure)
-    if saturates_here(bundle) and chosen[0][1] == "int8":
+    found = find_engine(bundle, parse_engine(engine))
+    if saturates_here(bundle) and found.precision == "int8":
         warnings.warn(SATURATES, stacklevel=3)
     options = RunOptions(threads or available_threads())
     stack = ExitStack()
     run = stack.enter_context(runtime(found.runtime).open(found, options))
     return Session(bundle, run, stack)
+
+
+def parse_engine(text: str) -> EngineName:
+    """Return the runtime and the precision that "NAME:PRECISION" means.
+
+    Raises:
+        UsageError: It names no engine, or several.
+    """
+    chosen = select([text], []).engines
+    if len(chosen) != 1:
+        raise UsageError(f"{text!r} names no precision.", cure="Write NAME:PRECISION.")
+    return chosen[0]
+
+
+def find_engine(bundle: Bundle, name: EngineName) -> Engine:
+    """Return an engine of a bundle, or the one that this machine has built from it.
+
+    Raises:
+        UsageError: The bundle has none of that name.
+    """
+    found = engine_here(bundle, name)
+    if found is None:
+        known = ", ".join(f"{e.runtime}:{e.precision}" for e in bundle.manifest.engines)
+        cure = f"It has: {known or 'none'}."
+        if name[0] in BUILT_ON_DEVICE:
+            cure += " `resedge build` makes it on an NVIDIA device."
+        raise UsageError(f"has no {':'.join(name)} engine.", where=str(bundle.path), cure=cure)
+    return found
 
 
 def _softmax(logits: Float32Array) -> Float32Array:

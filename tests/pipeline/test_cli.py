@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,40 @@ class TestOnABundle:
         result = run("predict", job.bundle, picture, "--engine", "tensorrt:int8")
         refused(result, 2, "has no tensorrt:int8 engine", "openvino:int8")
 
+    def test_explain_says_what_int8_costs_layer_by_layer(self, job: Job) -> None:
+        result = run("explain", job.bundle)
+        assert result.exit_code == 0, result.output
+        for words in ("cpu: ranges", "tensorrt: ranges", "hardest tuning images:", "fits:", "SQNR dB"):
+            assert words in result.stdout
+        for layer in ("layer.0.conv1", "layer.2.conv3", "linear"):
+            assert len(re.findall(rf"^ {re.escape(layer)} +\d.* int8 ", result.stdout, re.MULTILINE)) == 1
+        clipped = re.findall(r"^clips: (\S+) holds", result.stdout, re.MULTILINE)
+        assert clipped
+        assert len(set(clipped)) == len(clipped)
+        assert re.search(r"^cure: `resedge export … --keep \S+` buys \d+%", result.stdout, re.MULTILINE)
+
+    @pytest.mark.parametrize("engine", ["openvino:int8", "onnxruntime:int8"])
+    def test_explain_compares_an_engine_layer_by_layer(self, job: Job, engine: str) -> None:
+        result = run("explain", job.bundle, "--engine", engine)
+        assert result.exit_code == 0, result.output
+        text = " ".join(result.stdout.split())
+        for words in (
+            *("SQNR dB", "layer.0.conv1 + layer.0.relu", "no layer is bad", "most of the error comes from"),
+            *(f"{engine} on 57 golden images", "stands for eager", "those of the engine itself to the bit"),
+        ):
+            assert words in text
+
+    def test_explain_names_the_first_bad_layer_and_a_cure(self, job: Job) -> None:
+        result = run("explain", job.bundle, "--engine", "onnxruntime:int8", "--min-sqnr", "45")
+        assert result.exit_code == 0, result.output
+        text = " ".join(result.stdout.split())
+        assert "first bad layer: layer.0.conv1 + layer.0.relu: its output is 3" in text
+        assert "cure: `resedge export … --keep layer.0.conv2`" in text
+
+    def test_explain_of_an_engine_that_runs_on_the_device_alone(self, job: Job) -> None:
+        result = run("explain", job.bundle, "--engine", "tensorrt:int8")
+        refused(result, 4, "on the device alone", "openvino or onnxruntime")
+
     def test_bench_measures_and_writes_the_document(self, job: Job, tmp_path: Path) -> None:
         result = run(
             *("bench", job.bundle, "--test-data", job.data, "--backend", "openvino:int8"),
@@ -234,7 +269,8 @@ class TestOnABundle:
         content[100] ^= 1
         target.write_bytes(bytes(content))
         picture = next((job.data / "09-Ankle boot").iterdir())
-        for command in (("inspect", copy), ("bench", copy), ("predict", copy, picture)):
+        compared = ("explain", copy, "--engine", "onnxruntime:int8")
+        for command in (("inspect", copy), ("bench", copy), ("predict", copy, picture), compared):
             refused(run(*command), 5, "openvino-int8.bin")
 
     def test_the_cache_is_shown(self, job: Job) -> None:

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from resedge.calibration.blame import LayerError
+from resedge.console import print_comparison
+from resedge.pipeline.comparing import Comparison
+
+SOUND = LayerError("a.out", ("a",), 40.0, 41.0, 50.0, 0.0, 0.0, ("a",), ("b",))
+CUT_OFF = LayerError("b.out", ("b", "relu"), 3.0, 3.5, 3.5, 0.25, 0.99, ("b",), ("c", "d"))
+SEEN = Comparison("openvino:int8", 57, 20.0, (SOUND, CUT_OFF), 1.0, 120.0, 1, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            SEEN,
+            (
+                "first bad layer: b + relu: its output is 3.0 dB above its error, 20 are asked for",
+                "most of the error up to there comes from b + relu, 3.5 dB alone: ",
+                "its output's integers cut off 25.00% of the values",
+                "cure: `resedge export … --keep c --keep d`",
+                "Watched in 1 session; the logits are those of the engine itself to the bit.",
+            ),
+        ),
+        (
+            replace(SEEN, layers=(SOUND, replace(CUT_OFF, readers=()))),
+            ("no --keep takes these integers away",),
+        ),
+        (
+            replace(SEEN, layers=(replace(SOUND, alone=10.0, rounding=30.0), replace(CUT_OFF, alone=30.0))),
+            ("comes from a, 10.0 dB alone: its weights, and how it is computed", "--keep a`"),
+        ),
+        (
+            replace(SEEN, layers=(replace(SOUND, alone=10.0, rounding=10.0), CUT_OFF), floor=1.0),
+            ("no layer is bad: every output is 1 dB or more above its error", "dB alone"),
+        ),
+        (
+            replace(SEEN, layers=(SOUND, replace(CUT_OFF, sqnr=None, alone=None))),
+            ("first bad layer: b + relu: its output holds NaN or infinity", "not finite bad", "--keep b`"),
+        ),
+        (
+            replace(SEEN, layers=(replace(SOUND, sqnr=1.0, rounding=None, cut_off=None, weighted=()),)),
+            ("41.0 dB alone: how it is computed", "cure: none by --keep, for it has no quantised weight"),
+        ),
+        (
+            replace(SEEN, views=3, changed=2, unseen=("x.out", "y.out")),
+            (
+                "watched in 3 sessions whose logits were not the engine's own on 2 images",
+                "Not to be seen without changing what is computed: x.out, y.out.",
+            ),
+        ),
+    ],
+    ids=["range", "no reader to keep", "earlier", "none bad", "not finite", "float", "not to be seen"],
+)
+def test_a_comparison_is_said(
+    capsys: pytest.CaptureFixture[str], found: Comparison, said: tuple[str, ...]
+) -> None:
+    print_comparison(found)
+    text = " ".join(capsys.readouterr().out.split())
+    for words in said:
+        assert words in text
