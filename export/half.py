@@ -82,7 +82,7 @@ def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset())
         kind="onnx/fp16" if model.kind == "onnx/fp32" else model.kind,
         inputs=model.inputs,
         outputs=model.outputs,
-        parents=(model.sha256,),
+        parents=(*model.parents, model.sha256),
         meta={**model.meta, "nodes": len(halved.graph), "underflowed": underflowed, "wide": names},
     )
 

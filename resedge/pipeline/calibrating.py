@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +100,8 @@ class Scheme:
 class Calibrated:
     """The Q/DQ graphs; ranges.json has every candidate's score, layers.json every layer's sensitivity.
 
-    `wide` are the nodes that stay FP32 where the graph becomes FP16.
+    `wide` are the nodes that stay FP32 where the graph becomes FP16. `equalised` is the FP32 graph that a
+    Q/DQ graph was made from, where it is not the one that was exported.
     `seen` (a `SeenImages`) lists the images that no later test may use. `tensorrt_in_fp32` is the graph
     of TensorRT's scheme before its surroundings become FP16; it is no file of the bundle. `kept` are the
     layers that stay float, of `layer_count` in all; `met` is whether the budget holds on the tuning images,
@@ -119,6 +120,7 @@ class Calibrated:
     images: int
     wide: tuple[str, ...]
     warnings: tuple[str, ...]
+    equalised: Artifact | None
     int8_cpu: Artifact
     tensorrt_in_fp32: Artifact
 
@@ -214,6 +216,7 @@ def _calibrate(bench: Bench, tried_wide: tuple[str, ...], pair_safe: bool, tunin
         images=len(data.calibration),
         wide=wide,
         warnings=_warnings(original),
+        equalised=_equalised(candidates, [made.source for made in ranges.values()]),
         int8_cpu=_moved(fits["cpu"].graph, folder / "onnx/int8.cpu.onnx"),
         tensorrt_in_fp32=_moved(fits["tensorrt"].graph, folder / "between/int8.tensorrt-fp32.onnx"),
     )
@@ -253,6 +256,15 @@ def _spend(
     open_layers = [layer for layer in layers if layer.name not in always]
     found = sensitivities(open_layers, few, scorer(hardest=True), sqnr)
     return found, search(found, base, scorer(hardest=False), tuning.max_drop, always)
+
+
+def _equalised(candidates: Sequence[Source], chosen: Sequence[Source]) -> Artifact | None:
+    """Return the equalised graph if a scheme's is made from it, and remove it if none is."""
+    for source in candidates[1:]:
+        if source in chosen:
+            return source.model
+        source.model.path.unlink()
+    return None
 
 
 # --- what is said of it --------------------------------------------------------------------------

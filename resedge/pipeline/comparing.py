@@ -16,6 +16,7 @@ import numpy as np
 
 from resedge import bundle as bundles
 from resedge.artifacts import Artifact, Engine
+from resedge.bundle import Bundle
 from resedge.calibration.blame import LayerComparison, LayerError
 from resedge.calibration.walk import signal_to_noise
 from resedge.calibration.watchpoints import Watchpoint, watchpoints
@@ -100,10 +101,20 @@ def compare(
         reporter.warn(SATURATES)
     golden = load(bundle.file("golden/golden.safetensors").read())
     images, logits = (golden[part][:_MOST_IMAGES] for part in ("input", "logits"))
-    subject = Subject(found, bundle.file(GRAPHS[name]), bundle.file("onnx/fp32.onnx"))
+    graph = bundle.file(GRAPHS[name])
+    subject = Subject(found, graph, float_graph(bundle, graph))
     return compare_engine(
         subject, images, logits, floor, RunOptions(threads or available_threads()), reporter
     )
+
+
+def float_graph(bundle: Bundle, graph: Artifact) -> Artifact:
+    """Return the FP32 graph that a graph was made from: it has the same numbers in every tensor.
+
+    That of a Q/DQ graph may be one whose channels were equalised, which is then in the bundle.
+    """
+    named = [artifact for artifact in bundle.manifest.files if artifact.sha256 in graph.parents]
+    return bundle.file(next((a.path.as_posix() for a in named if a.kind == "onnx/fp32"), "onnx/fp32.onnx"))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def sources(bench: Bench, *, thorough: bool) -> list[Source]:
     found = [_source(bench, bench.fp32, "")]
     if thorough:
         some = bench.sample(images_for(bench.fp32))
-        equalised = equalise(bench.fp32, some, bench.folder / "between/equalised.onnx")
+        equalised = equalise(bench.fp32, some, bench.folder / "onnx/equalised.onnx")
         if equalised is not None:
             found.append(_source(bench, equalised, "equalised "))
     return found

@@ -59,7 +59,8 @@ class Prepared:
         answers, calibrated = self.answers.value, self.calibrated.value
         return (
             *(reference.source, reference.weights),
-            *(graphs.fp32, graphs.folding, graphs.half, calibrated.int8_cpu),
+            *(graphs.fp32, graphs.folding, graphs.half),
+            *(graph for graph in (calibrated.equalised, calibrated.int8_cpu) if graph is not None),
             *(half.value for half in self.halves),
             *(calibrated.ranges, calibrated.layers, calibrated.seen),
             *(answers.golden, answers.trial),

@@ -77,7 +77,7 @@ def notebook_half(notebook_onnx: Artifact, tmp_path_factory: pytest.TempPathFact
 def test_the_artifact_says_what_the_file_is(notebook_half: Artifact, notebook_onnx: Artifact) -> None:
     assert notebook_half.kind == "onnx/fp16"
     assert notebook_half.sha256 == sha256_file(notebook_half.path)
-    assert notebook_half.parents == (notebook_onnx.sha256,)
+    assert notebook_half.parents == (*notebook_onnx.parents, notebook_onnx.sha256)
     assert (notebook_half.inputs, notebook_half.outputs) == (notebook_onnx.inputs, notebook_onnx.outputs)
     assert notebook_half.meta["nodes"] == 19
 

@@ -20,7 +20,7 @@ from resedge.calibration.placement import place
 from resedge.errors import RuntimeUnavailable, UsageError
 from resedge.pipeline import extras
 from resedge.pipeline.calibrating import RangesDocument
-from resedge.pipeline.comparing import Comparison, Subject, compare, compare_engine
+from resedge.pipeline.comparing import Comparison, Subject, compare, compare_engine, float_graph
 from resedge.pipeline.reporting import Silent
 from resedge.protocols import BuildOptions, RunOptions
 from resedge.runtimes.table import runtime
@@ -41,7 +41,7 @@ def compared(job: Job, name: str, graph: Artifact, folder: Path) -> Comparison:
     bundle = bundles.read(job.bundle)
     golden = load_file(bundle.file("golden/golden.safetensors").path)
     engine = runtime(name).build(graph, folder, BuildOptions("int8"))
-    subject = Subject(engine, graph, bundle.file("onnx/fp32.onnx"))
+    subject = Subject(engine, graph, float_graph(bundle, bundle.file("onnx/int8.cpu.onnx")))
     images, eager = golden["input"][:16], golden["logits"][:16]
     return compare_engine(subject, images, eager, 20.0, RunOptions(1), Silent())
 
@@ -50,7 +50,8 @@ def placed(job: Job, ranges: Ranges, tensor: str, out: Path, kept: frozenset[str
     """Write the Q/DQ graph with one tensor's scale much too small."""
     low, high = ranges.table[tensor]
     spoilt = replace(ranges, table={**ranges.table, tensor: (low / SPOILT, high / SPOILT)})
-    model = bundles.read(job.bundle).file("onnx/fp32.onnx")
+    bundle = bundles.read(job.bundle)
+    model = float_graph(bundle, bundle.file("onnx/int8.cpu.onnx"))
     return place(model, spoilt, "cpu", out, pair_safe=True, kept=kept)
 
 
