@@ -233,7 +233,7 @@ def _calibrate(bench: _Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
     always = chosen(layers, frozenset(tuning.keep))
     small = sum(layer.macs for layer in layers) <= SMALL_NETWORK
     thorough = small if tuning.thorough is None else tuning.thorough
-    subsets = _histograms(bench)
+    subsets = observe(bench.site, data, bench.fp32)
     candidates = _candidates(bench, _merged(subsets))
     fit_cpu = _fit(bench, candidates, "cpu", always, pair_safe=pair_safe, thorough=thorough)
     drop = bench.score(fit_cpu.graph, "budget", hardest=False).drop
@@ -272,20 +272,15 @@ def _calibrate(bench: _Bench, pair_safe: bool, tuning: Tuning) -> Calibrated:
 # --- ranges --------------------------------------------------------------------------------------
 
 
-def _histograms(bench: _Bench) -> list[Histograms]:
+def observe(site: Site, data: Data, fp32: Artifact) -> list[Histograms]:
     """Run over the calibration images once, in disjoint subsets; their sum is that of all images."""
     from resedge.calibration.histograms import collect
 
-    images, site = bench.data.calibration, bench.site
+    images = data.calibration
     subsets = [range(start, len(images), _SUBSETS) for start in range(min(_SUBSETS, len(images)))]
     site.reporter.start("calibration", len(images))
     found = [
-        collect(
-            bench.fp32,
-            images.select(subset).batches(64, bench.data.preprocessing),
-            site.reporter,
-            site.threads,
-        )
+        collect(fp32, images.select(subset).batches(64, data.preprocessing), site.reporter, site.threads)
         for subset in subsets
     ]
     site.reporter.finish()
