@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-_Array = np.ndarray[Any, np.dtype[np.float32]]
+_Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 def scale_channels(model: onnx.ModelProto, blocks: Iterable[int], factor: float, seed: int) -> None:
@@ -64,4 +64,4 @@ def _hidden(model: onnx.ModelProto, block: int) -> tuple[onnx.TensorProto, ...]:
 
 
 def _change(tensor: onnx.TensorProto, numbers: _Array) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numbers), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numbers, np.float32), tensor.name))

@@ -120,8 +120,12 @@ def jobs(
     yield "resedge", partial(resedge_rows, folder, draw, threads)
     for tool, settings in PEERS.items():
         for setting in settings:
-            measure = partial(peer_row, pythons[tool], tool, setting, folder, draw)
-            yield f"{tool} {setting}", lambda measure=measure: [measure()]
+            yield f"{tool} {setting}", partial(peer_rows, pythons[tool], tool, setting, folder, draw)
+
+
+def peer_rows(python: str, tool: str, setting: str, folder: Path, draw: int) -> list[dict[str, object]]:
+    """Run one peer in its environment; its row alone."""
+    return [peer_row(python, tool, setting, folder, draw)]
 
 
 if __name__ == "__main__":
