@@ -127,6 +127,17 @@ def _measuring(command: F) -> F:
     return command
 
 
+def _batch_range(command: F) -> F:
+    option = click.option(
+        "--batch-range",
+        metavar="MIN,OPT,MAX",
+        default="1,8,32",
+        show_default=True,
+        help="Batch sizes of TensorRT's optimisation profile.",
+    )
+    return option(command)
+
+
 def _output(command: F) -> F:
     quiet = click.option("-q", "--quiet", is_flag=True, help="Print the result and warnings alone.")
     json_file = click.option("--json", "json_file", type=_PATH, help="Also write the verdicts to this file.")
@@ -179,13 +190,7 @@ def main(debug: bool) -> None:
     help="What to do about a BatchNorm that is called more than once in a forward pass: deploy it as "
     "trained, or give every call its own statistics.  [default: split for the built-in weights, else keep]",
 )
-@click.option(
-    "--batch-range",
-    metavar="MIN,OPT,MAX",
-    default="1,8,32",
-    show_default=True,
-    help="Batch sizes of TensorRT's optimisation profile.",
-)
+@_batch_range
 @click.option(
     "--keep",
     multiple=True,
@@ -324,13 +329,7 @@ def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
     help="TensorRT, or TensorRT for RTX, which serves on GPUs of desktops.",
 )
 @click.option("--precision", metavar="P,…", default="", help="Only these precisions (fp16, int8).")
-@click.option(
-    "--batch-range",
-    metavar="MIN,OPT,MAX",
-    default="1,8,32",
-    show_default=True,
-    help="Batch sizes of TensorRT's optimisation profile.",
-)
+@_batch_range
 @click.option(
     "--optimization-level",
     type=click.IntRange(0, 5),
