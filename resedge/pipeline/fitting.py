@@ -89,6 +89,7 @@ def sources(bench: Bench, *, thorough: bool) -> list[Source]:
 def _source(bench: Bench, model: Artifact, prefix: str) -> Source:
     """Run a graph over the calibration images once, in disjoint subsets; their sum is that of all."""
     from resedge.calibration.histograms import collect, merge
+    from resedge.calibration.ranges import METHODS
 
     images, site = bench.calibration, bench.site
     counter = _OneColoured()
@@ -106,7 +107,8 @@ def _source(bench: Bench, model: Artifact, prefix: str) -> Source:
     ]
     site.reporter.finish()
     whole = {name: reduce(merge, (subset[name] for subset in subsets)) for name in subsets[0]}
-    return Source(model, prefix, subsets, _read(bench, model, whole), counter.count)
+    ranges = {name: _read(bench, model, whole, name) for name in METHODS}
+    return Source(model, prefix, subsets, ranges, counter.count)
 
 
 class _OneColoured:
@@ -121,16 +123,13 @@ class _OneColoured:
             yield batch
 
 
-def _read(bench: Bench, model: Artifact, histograms: Histograms) -> dict[str, Ranges]:
-    """Return what each method reads from the histograms."""
+def _read(bench: Bench, model: Artifact, histograms: Histograms, method: str) -> Ranges:
+    """Return what a method reads from the histograms."""
     from resedge.calibration.ranges import METHODS
 
     images = bench.calibration
     dataset = sha256_json([images.sha256, encode(bench.data.preprocessing)])
-    return {
-        name: method(histograms, graph_sha256=model.sha256, dataset_sha256=dataset, images=len(images))
-        for name, method in METHODS.items()
-    }
+    return METHODS[method](histograms, graph_sha256=model.sha256, dataset_sha256=dataset, images=len(images))
 
 
 def choose_ranges(bench: Bench, candidates: Sequence[Source], recipe: Recipe, kept: frozenset[str]) -> Chosen:
@@ -158,7 +157,7 @@ def spread(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -
     """Score the ranges that the chosen method reads from each subset of the images alone."""
     found = []
     for number, subset in enumerate(chosen.source.subsets, start=1):
-        ranges = _read(bench, chosen.source.model, subset)[chosen.ranges.method]
+        ranges = _read(bench, chosen.source.model, subset, chosen.ranges.method)
         graph = placed(bench, chosen.source.model, ranges, recipe, kept)
         found.append(bench.score(graph, f"subset {number}", hardest=True))
     return found
