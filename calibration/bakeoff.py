@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from resedge.artifacts import Ranges
 from resedge.errors import InputRefused
 from resedge.protocols import Float32Array, Int64Array
+
+FINALISTS: Final = 2  # of a screening
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,24 @@ class BakeOff:
         return next(entry.score for entry in self.scores if entry.name == self.winner)
 
 
-def bakeoff(candidates: Mapping[str, Ranges], score: Callable[[Ranges], Score]) -> BakeOff:
-    """Score every candidate and name the best, see `choose`.
+def run_off(screening: BakeOff, score: Callable[[str], Score]) -> BakeOff:
+    """Choose between the best two of a bake-off by scores on more images, see `choose`.
 
     Args:
-        candidates: Ranges by the name of the method.
-        score: Builds the candidate's graph, runs it on the tuning images and scores it.
+        screening: Of all candidates, on few images.
+        score: Of the candidate of that name, on all.
 
-    Raises:
-        ValueError: There are no candidates.
+    Returns:
+        Every candidate's last score; `images` tells on how many.
     """
-    return choose({name: score(ranges) for name, ranges in candidates.items()})
+    scores = {entry.name: entry.score for entry in screening.scores}
+    left, finalists = dict(scores), list[str]()
+    while left and len(finalists) < FINALISTS:
+        finalists.append(choose(left).winner)
+        del left[finalists[-1]]
+    final = choose({name: score(name) for name in finalists})
+    scores |= {entry.name: entry.score for entry in final.scores}
+    return BakeOff(final.winner, tuple(Entry(name, score) for name, score in scores.items()))
 
 
 def choose(scores: Mapping[str, Score]) -> BakeOff:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BINS_A_SIDE: Final = 2048
 _CENTRE: Final = BINS_A_SIDE - 1
 _NARROWEST: Final = -100  # keeps 2**-exponent a float32; smaller values all fall in the bin at zero
+_IN_CACHE: Final = 1 << 17  # values that are counted at once
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,19 @@ def collect(model: Artifact, batches: Iterable[Float32Array], progress: Progress
 
 def count(values: Float32Array) -> Histogram:
     """Return the histogram of finite float32 values, any shape, with the narrowest bins that fit."""
-    low, high = float(values.min()), float(values.max())
+    return _count_between(values, float(values.min()), float(values.max()))
+
+
+def _count_between(values: Float32Array, low: float, high: float) -> Histogram:
     exponent = _fitting_exponent(max(-low, high))
-    # Multiplying by a power of two is exact and the conversion truncates towards zero.
-    bins = (values.ravel() * np.float32(2.0**-exponent)).astype(np.intp)
-    bins += _CENTRE
-    counts = np.bincount(bins, minlength=2 * BINS_A_SIDE - 1).astype(np.int64, copy=False)
+    # Multiplying by a power of two is exact and the conversion truncates towards zero. To 32 bits it is a
+    # vector instruction everywhere, to 64 one value after the other before AVX-512.
+    scale, flat = np.float32(2.0**-exponent), values.ravel()
+    counts = np.zeros(2 * BINS_A_SIDE - 1, np.int64)
+    for start in range(0, flat.size, _IN_CACHE):
+        bins = (flat[start : start + _IN_CACHE] * scale).astype(np.int32)
+        bins += _CENTRE
+        counts += np.bincount(bins, minlength=len(counts))
     return Histogram(exponent, counts, low, high)
 
 
@@ -162,14 +170,15 @@ def _observe(
 
 
 def _count_finite(name: str, values: Float32Array) -> Histogram:
+    low, high = float(values.min()), float(values.max())
     # A NaN anywhere makes both extremes NaN, an infinity is one of them.
-    if not (math.isfinite(values.min()) and math.isfinite(values.max())):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise InputRefused(
             "holds NaN or infinity on a calibration image.",
             where=name,
             cure="Check the weights and the images.",
         )
-    return count(values)
+    return _count_between(values, low, high)
 
 
 def _open_instrumented(model: Artifact) -> tuple[tuple[str, ...], ort.InferenceSession]:

@@ -104,7 +104,7 @@ def adjust(
                 scales = walk.constant(_dequantise_of(node), 1)
                 output = walk.compute(node, [inputs[0], _dequantised(integers, scales, node), *inputs[2:]])
             bias = _mean_by_channel(expected - output)
-            output = output + bias.reshape([-1 if axis == 1 else 1 for axis in range(output.ndim)])
+            output += bias.reshape([-1 if axis == 1 else 1 for axis in range(output.ndim)])
             found[node.name or ""] = Adjustment(bias, integers, sqnr)
             progress.advance(1)
         walk.keep(node, output)

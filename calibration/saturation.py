@@ -38,8 +38,10 @@ def largest_pairs(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         (output channels,), zero or more: the weights' own unit.
     """
     channels_last = np.moveaxis(weight, 1, -1)
-    throughout = channels_last.reshape(len(weight), -1)
-    return np.maximum(_largest_in_order(channels_last), _largest_in_order(throughout))
+    throughout = _largest_in_order(channels_last.reshape(len(weight), -1))
+    if weight.shape[1] % 2 == 0:
+        return throughout
+    return np.maximum(throughout, _largest_in_order(channels_last))
 
 
 def partners(shape: tuple[int, ...]) -> npt.NDArray[np.intp]:
@@ -69,7 +71,8 @@ def _largest_in_order(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     uneven = weight.shape[-1] % 2
     padded = np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, uneven)])
     pairs = padded.reshape(len(weight), -1, 2)
-    upper = np.maximum(pairs, 0).sum(axis=2).max(axis=1, initial=0)
-    lower = np.minimum(pairs, 0).sum(axis=2).min(axis=1, initial=0)
+    one, other = pairs[..., 0], pairs[..., 1]
+    upper = (np.maximum(one, 0) + np.maximum(other, 0)).max(axis=1, initial=0)
+    lower = (np.minimum(one, 0) + np.minimum(other, 0)).min(axis=1, initial=0)
     largest: npt.NDArray[np.float64] = np.maximum(upper, -lower)
     return largest

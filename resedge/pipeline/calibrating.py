@@ -12,7 +12,7 @@ from resedge.calibration.budget import Search, Sensitivity, Trial
 from resedge.calibration.layers import Layer
 from resedge.pipeline.fitting import Chosen, Fit, Recipe, Source, choose_ranges, fit, placed, sources, spread
 from resedge.pipeline.halving import wide_in_all
-from resedge.pipeline.scoring import Bench
+from resedge.pipeline.scoring import HARDEST, Bench
 from resedge.pipeline.stages import EagerAnswers, Graphs, write_json
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
 from resedge.store import Key
@@ -238,7 +238,7 @@ def _spend(
     from resedge.calibration.budget import search, sensitivities
     from resedge.calibration.layerwise import apply
 
-    def scorer(*, hardest: bool) -> Callable[[frozenset[str]], Score]:
+    def scorer(hardest: int | None) -> Callable[[frozenset[str]], Score]:
         def score(kept: frozenset[str]) -> Score:
             everything = kept | always
             graph = placed(bench, chosen.source.model, chosen.ranges, recipe, everything)
@@ -248,14 +248,14 @@ def _spend(
 
         return score
 
-    base = bench.score(fitted.graph, "budget", hardest=False)
+    base = bench.score(fitted.graph, "budget", hardest=None)
     if not recipe.thorough and base.drop <= tuning.max_drop:
         return None, Search(tuple(sorted(always)), True, (Trial(tuple(sorted(always)), 0.0, base),))
-    few = bench.score(fitted.graph, "budget", hardest=True)
+    few = bench.score(fitted.graph, "budget")
     sqnr = {name: adjustment.sqnr for name, adjustment in fitted.adjustments.items()}
     open_layers = [layer for layer in layers if layer.name not in always]
-    found = sensitivities(open_layers, few, scorer(hardest=True), sqnr)
-    return found, search(found, base, scorer(hardest=False), tuning.max_drop, always)
+    found = sensitivities(open_layers, few, scorer(HARDEST), sqnr)
+    return found, search(found, base, scorer(None), tuning.max_drop, always)
 
 
 def _equalised(candidates: Sequence[Source], chosen: Sequence[Source]) -> Artifact | None:
@@ -271,7 +271,7 @@ def _equalised(candidates: Sequence[Source], chosen: Sequence[Source]) -> Artifa
 
 
 def _summary(bench: Bench, chosen: Chosen, fitted: Fit) -> Scheme:
-    best = bench.score(fitted.graph, "chosen", hardest=False)
+    best = bench.score(fitted.graph, "chosen", hardest=None)
     return Scheme(chosen.methods.winner, fitted.fits.winner, best.agreement, best.drop, best.images)
 
 

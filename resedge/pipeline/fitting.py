@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from resedge.artifacts import Artifact, Ranges, encode, sha256_json
 from resedge.calibration.bakeoff import BakeOff, Score
-from resedge.pipeline.scoring import Bench
+from resedge.pipeline.scoring import HARDEST, SCREENING, Bench
 from resedge.protocols import Float32Array
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ def choose_ranges(bench: Bench, candidates: Sequence[Source], recipe: Recipe, ke
     """Choose the ranges of a scheme, and the graph that they are of, by the score on tuning images.
 
     Where weights are rounded together their error nearly goes, so that ranges are then judged alone.
+    Otherwise the network is large, each score takes long, and all but two candidates see few images.
     """
-    from resedge.calibration.bakeoff import choose
+    from resedge.calibration.bakeoff import choose, run_off
     from resedge.calibration.ranges import suits
 
     table = {
@@ -146,11 +147,19 @@ def choose_ranges(bench: Bench, candidates: Sequence[Source], recipe: Recipe, ke
         for name in source.ranges
         if suits(name, recipe.scheme)
     }
-    methods = choose(
-        {name: _score(bench, source, read, recipe, kept) for name, (source, read) in table.items()}
-    )
+
+    def scored(name: str, hardest: int) -> Score:
+        return _score(bench, *table[name], recipe, kept, hardest)
+
+    methods = choose({name: scored(name, _images_at_first(recipe)) for name in table})
+    if not recipe.thorough:
+        methods = run_off(methods, lambda name: scored(name, HARDEST))
     source, read = table[methods.winner]
     return Chosen(source, source.ranges[read], methods)
+
+
+def _images_at_first(recipe: Recipe) -> int:
+    return HARDEST if recipe.thorough else SCREENING
 
 
 def spread(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -> list[Score]:
@@ -159,15 +168,17 @@ def spread(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -
     for number, subset in enumerate(chosen.source.subsets, start=1):
         ranges = _read(bench, chosen.source.model, subset, chosen.ranges.method)
         graph = placed(bench, chosen.source.model, ranges, recipe, kept)
-        found.append(bench.score(graph, f"subset {number}", hardest=True))
+        found.append(bench.score(graph, f"subset {number}", hardest=_images_at_first(recipe)))
     return found
 
 
-def _score(bench: Bench, source: Source, method: str, recipe: Recipe, kept: frozenset[str]) -> Score:
+def _score(
+    bench: Bench, source: Source, method: str, recipe: Recipe, kept: frozenset[str], hardest: int
+) -> Score:
     graph = placed(bench, source.model, source.ranges[method], recipe, kept)
     label = f"{recipe.scheme}, {source.prefix}{method}"
     alone = source.model if recipe.thorough else None
-    return bench.score(graph, label, hardest=True, float_weights=alone)
+    return bench.score(graph, label, hardest=hardest, float_weights=alone)
 
 
 def placed(
@@ -218,9 +229,7 @@ def fit(bench: Bench, chosen: Chosen, recipe: Recipe, kept: frozenset[str]) -> F
         )
         bench.site.reporter.finish()
         graphs[kind] = apply(graphs[NEAREST], adjustments[kind], between / f"{scheme}.{kind}.onnx")
-    fits = choose(
-        {kind: bench.score(graph, f"{scheme}, {kind}", hardest=True) for kind, graph in graphs.items()}
-    )
+    fits = choose({kind: bench.score(graph, f"{scheme}, {kind}") for kind, graph in graphs.items()})
     for kind, graph in graphs.items():
         if kind != fits.winner:
             graph.path.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from resedge.pipeline.stages import EagerAnswers
 from resedge.pipeline.staging import Data, Site
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
 
-_HARDEST = 256  # tuning images that candidates are compared on
+HARDEST = 256  # tuning images that candidates are compared on
+SCREENING = 32  # tuning images that tell which candidates are worth that
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Bench:
     """The images, eager's answers, and a folder for graphs that are tried.
 
     Candidates are compared on the images that eager is least sure of. Where its best two classes lie far
-    apart no candidate differs from it, so that these hold nearly all that there is to see.
+    apart no candidate differs from it, so that these hold nearly all that there is to see. `known`
+    remembers the score of each graph: what one step has found out the next need not run again.
     """
 
     site: Site
@@ -33,20 +35,33 @@ class Bench:
     fp32: Artifact
     answers: EagerAnswers
     folder: Path
+    known: dict[tuple[str, bool, int], Score] = field(default_factory=dict)
 
     def score(
-        self, graph: Artifact, label: str, *, hardest: bool, float_weights: Artifact | None = None
+        self,
+        graph: Artifact,
+        label: str,
+        *,
+        hardest: int | None = HARDEST,
+        float_weights: Artifact | None = None,
     ) -> Score:
-        """Score a Q/DQ graph on the hardest tuning images or on all.
+        """Score a Q/DQ graph on that many of the hardest tuning images; None: on all.
 
         `float_weights` is the FP32 graph that it was made from, to score its activations' ranges alone.
         """
+        count = min(hardest or len(self.data.tuning), len(self.data.tuning))
+        key = (graph.sha256, float_weights is not None, count)
+        if key not in self.known:
+            self.known[key] = self._score(graph, label, count, float_weights)
+        return self.known[key]
+
+    def _score(self, graph: Artifact, label: str, count: int, float_weights: Artifact | None) -> Score:
         from resedge.calibration.bakeoff import score_logits
 
         eager = np.load(self.answers.tuning_logits.path)
         best = np.sort(eager, axis=1)
         order = np.argsort(best[:, -1] - best[:, -2], kind="stable")
-        chosen = np.sort(order[:_HARDEST] if hardest else order)
+        chosen = np.sort(order[:count])
         images = self.data.tuning.select(chosen.tolist())
         with self._opened(graph, float_weights) as run:
             logits = evaluate(run, images, self.data.preprocessing, self.site.reporter, f"tuning, {label}")

@@ -5,18 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from resedge.artifacts import Ranges
-from resedge.calibration.bakeoff import BakeOff, Entry, Score, bakeoff, score_logits
+from resedge.calibration.bakeoff import BakeOff, Entry, Score, choose, run_off, score_logits
 from resedge.errors import InputRefused
 from resedge.protocols import Float32Array
 
 
-def _ranges(name: str) -> Ranges:
-    return Ranges({}, name, "a", "b", 1)
-
-
-def _score(agreement: float, kl: float) -> Score:
-    return Score(agreement, kl, drop=0.0, images=1000)
+def _score(agreement: float, kl: float, images: int = 1000) -> Score:
+    return Score(agreement, kl, drop=0.0, images=images)
 
 
 @pytest.mark.parametrize(
@@ -33,15 +28,33 @@ def _score(agreement: float, kl: float) -> Score:
 def test_fewest_disagreements_up_to_chance_then_divergence_then_order(
     scores: dict[str, tuple[float, float]], winner: str
 ) -> None:
-    candidates = {name: _ranges(name) for name in scores}
-    result = bakeoff(candidates, lambda ranges: _score(*scores[ranges.method]))
+    result = choose({name: _score(*score) for name, score in scores.items()})
     assert result == BakeOff(winner, tuple(Entry(n, _score(*s)) for n, s in scores.items()))
     assert result.best == _score(*scores[winner])
 
 
+def test_the_best_two_of_a_screening_are_told_apart_on_more_images() -> None:
+    few = {name: _score(1.0, kl, images=32) for name, kl in {"a": 0.3, "b": 0.1, "c": 0.9, "d": 0.2}.items()}
+    many = {"b": _score(0.9, 0.4), "d": _score(0.95, 0.1)}
+    asked: list[str] = []
+
+    def score(name: str) -> Score:
+        asked.append(name)
+        return many[name]
+
+    result = run_off(choose(few), score)
+    assert asked == ["b", "d"]
+    assert result == BakeOff("d", tuple(Entry(name, (few | many)[name]) for name in few))
+
+
+def test_one_candidate_is_its_own_run_off() -> None:
+    result = run_off(choose({"a": _score(1.0, 0.1, images=32)}), lambda _: _score(0.9, 0.2))
+    assert result == BakeOff("a", (Entry("a", _score(0.9, 0.2)),))
+
+
 def test_a_bake_off_needs_candidates() -> None:
     with pytest.raises(ValueError, match="no candidates"):
-        bakeoff({}, lambda _: _score(1, 0))
+        choose({})
 
 
 def test_scores_are_those_of_the_definition() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from resedge.artifacts import Artifact
-from resedge.calibration.bakeoff import Score, bakeoff, score_logits
+from resedge.calibration.bakeoff import Score, choose, score_logits
 from resedge.calibration.emulation import emulated
 from resedge.calibration.histograms import collect
 from resedge.calibration.placement import place
@@ -138,10 +138,6 @@ def test_each_method_fails_where_it_should_and_the_bake_off_finds_one_that_holds
 
     scores = {method: score(method, test).agreement for method in candidates}
     assert {method for method, agreement in scores.items() if agreement < FAILS} == case.failing, scores
-    winner = bakeoff(candidates, lambda ranges: score(_named(candidates, ranges), tuning)).winner
+    winner = choose({method: score(method, tuning) for method in candidates}).winner
     assert scores[winner] >= HOLDS, (winner, scores)
     assert winner not in case.failing
-
-
-def _named(candidates: dict[str, Any], ranges: Any) -> str:  # noqa: ANN401
-    return next(name for name, candidate in candidates.items() if candidate is ranges)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from resedge import bundle as bundles
-from resedge.artifacts import Artifact, sha256_file
+from resedge.artifacts import Artifact, load, sha256_file
+from resedge.calibration.bakeoff import Score
 from resedge.calibration.emulation import emulated
 from resedge.images import NOTEBOOK_PREPROCESSING, Frames, ImageSet, read_folder
-from resedge.pipeline.calibrating import Calibrated, Tuning, calibrated
+from resedge.pipeline.calibrating import Calibrated, RangesDocument, Tuning, calibrated
 from resedge.pipeline.reporting import Silent
+from resedge.pipeline.scoring import SCREENING, Bench
 from resedge.pipeline.stages import EagerAnswers, Graphs
 from resedge.pipeline.staging import Data, Done, Site
 from resedge.store import Store
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from tests.pipeline.conftest import Job
 
 
-def _calibrate(job: Job, images: ImageSet, tuning: ImageSet, folder: Path) -> Calibrated:
+def _calibrate(
+    job: Job, images: ImageSet, tuning: ImageSet, folder: Path, *, thorough: bool = True
+) -> Calibrated:
     fp32 = bundles.read(job.bundle).file("onnx/fp32.onnx")
     folder.mkdir()
     np.save(folder / "logits.npy", emulated(fp32, 1)(tuning.prepared(NOTEBOOK_PREPROCESSING)))
@@ -32,7 +36,7 @@ def _calibrate(job: Job, images: ImageSet, tuning: ImageSet, folder: Path) -> Ca
         Done(Graphs(fp32, fp32, fp32, 0, (), 0.0, ()), {}, False),
         Done(EagerAnswers(logits, logits, logits, logits), {}, False),
         pair_safe=True,
-        tuning=Tuning(max_drop=1.0, thorough=True),
+        tuning=Tuning(max_drop=1.0, thorough=thorough),
     ).value
 
 
@@ -51,6 +55,28 @@ def test_the_order_of_the_images_changes_no_bit(job: Job, photographs: ImageSet,
     assert made[0].ranges.read() == made[1].ranges.read()
     assert made[0].int8_cpu.read() == made[1].int8_cpu.read()
     assert made[0].tensorrt_in_fp32.read() == made[1].tensorrt_in_fp32.read()
+
+
+def test_of_a_large_network_only_the_best_two_candidates_see_more_than_a_few_images(
+    job: Job, photographs: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[tuple[str, bool, int]] = []
+    score = Bench._score
+
+    def watched(self: Bench, graph: Artifact, label: str, count: int, weights: Artifact | None) -> Score:
+        scored.append((graph.sha256, weights is not None, count))
+        return score(self, graph, label, count, weights)
+
+    monkeypatch.setattr(Bench, "_score", watched)
+    tuning = photographs.select(range(100, 100 + SCREENING + 4))
+    made = _calibrate(job, photographs.select(range(12)), tuning, tmp_path / "fast", thorough=False)
+    document = load(RangesDocument, made.ranges.path)
+    for choices in document.schemes.values():
+        seen = [entry.score.images for entry in choices.methods.scores]
+        assert sorted(seen) == [SCREENING] * (len(seen) - 2) + [SCREENING + 4] * 2
+        assert choices.methods.best.images == SCREENING + 4
+    assert {score.images for score in document.spread_of_subsets} == {SCREENING}
+    assert len(scored) == len(set(scored))  # no graph runs twice over the same images
 
 
 def test_images_that_say_nothing_are_warned_of(job: Job, photographs: ImageSet, tmp_path: Path) -> None:
