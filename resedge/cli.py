@@ -372,7 +372,11 @@ def build(
 @main.command()
 @click.argument("path", type=_PATH)
 def inspect(path: Path) -> int:
-    """Say what a bundle is and check its files, without loading a runtime."""
+    """Say what a bundle or a file is, without loading it into a runtime.
+
+    A bundle's files are checked by digest. Files are told by their content: weights, checkpoints, ONNX,
+    OpenVINO graphs, TensorRT plans.
+    """
     from resedge.console import print_pairs
     from resedge.pipeline.inspecting import inspect as run
 

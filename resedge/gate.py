@@ -11,6 +11,7 @@ import io
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 from resedge.artifacts import parse_json
 from resedge.errors import InputRefused
@@ -50,6 +51,26 @@ def read_safetensors(path: Path) -> bytes:
     return data
 
 
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """Read the header of a safetensors file, whatever the file is called, within the limits.
+
+    Returns:
+        "dtype", "shape" and "data_offsets" by the tensor's name, and "__metadata__" where there is any.
+
+    Raises:
+        InputRefused: As `read_safetensors`.
+    """
+    where = str(path)
+    try:
+        with path.open("rb") as stream:
+            length = _header_length(stream, where)
+            header = stream.read(8 + length)[8:]
+            size = os.fstat(stream.fileno()).st_size
+    except OSError as error:
+        raise InputRefused(f"cannot be read ({error.strerror}).", where=where) from error
+    return _check_header(header, size - 8 - length, where)
+
+
 def _header_length(stream: io.BufferedReader, where: str) -> int:
     """Return the header's length in bytes, within the limits; the stream is left at the file's start."""
     size = os.fstat(stream.fileno()).st_size
@@ -67,7 +88,7 @@ def _header_length(stream: io.BufferedReader, where: str) -> int:
     return int(length)
 
 
-def _check_header(header: bytes, data_bytes: int, where: str) -> None:
+def _check_header(header: bytes, data_bytes: int, where: str) -> dict[str, Any]:
     """Check the header's JSON, and that its tensors lie within the `data_bytes` bytes behind it."""
     try:
         tensors = parse_json(header.decode("utf-8"), where)
@@ -82,6 +103,7 @@ def _check_header(header: bytes, data_bytes: int, where: str) -> None:
         raise InputRefused(f"has {len(names)} tensors, more than {MAX_TENSORS}.", where=where)
     for name in names:
         _check_entry(name, tensors[name], data_bytes, where)
+    return tensors
 
 
 def _check_entry(name: str, entry: object, data_bytes: int, where: str) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from resedge import bundle as bundles
 from resedge.artifacts import Engine
 from resedge.bundle import Bundle
-from resedge.errors import InputRefused, RuntimeUnavailable
+from resedge.errors import RuntimeUnavailable
 from resedge.jetson import device
 from resedge.jetson.device import Jetson
 from resedge.pipeline import machine
 from resedge.pipeline.options import RUNTIMES
+from resedge.pipeline.recognising import recognise
 from resedge.pipeline.staging import versions
 from resedge.protocols import Probe
 
@@ -34,17 +35,14 @@ def saturates_here(bundle: Bundle) -> bool:
 
 
 def inspect(path: Path) -> list[Line]:
-    """Describe a bundle, after its files were checked by digest; no runtime is loaded.
+    """Describe a bundle, after its files were checked by digest, or a file; no runtime is loaded.
 
     Raises:
-        InputRefused: No bundle, or one whose files are not those of its manifest.
+        InputRefused: No bundle, one whose files are not those of its manifest, or a file of no known kind.
+        RuntimeUnavailable: Reading this kind of file takes a library that is not installed.
     """
     if path.is_file():
-        raise InputRefused(
-            "is a file; so far only bundles are inspected.",
-            where=str(path),
-            cure="Name a bundle's folder.",
-        )
+        return recognise(path)
     bundle = bundles.read(path)
     bundles.check(bundle)
     manifest = bundle.manifest
