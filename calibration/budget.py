@@ -1,8 +1,7 @@
 """Which layers cost accuracy in INT8, and the fewest that must stay float for a budget to hold.
 
-Everything here is judged on the tuning images, by point estimates: a search that looked at a bound, or at
-test images, would wear it out. What the search finds is certified afterwards, once, on images that it has
-not seen.
+Everything here is judged on the tuning images, by what they estimate: a search that looked at test images
+would wear their certificate out. What it finds is certified afterwards, once, on images that it has not seen.
 """
 
 from __future__ import annotations
@@ -18,6 +17,9 @@ MOST_KEPT: Final = 0.5  # of the multiply-accumulates; beyond that INT8 is not w
 
 Scorer = Callable[[frozenset[str]], Score]
 """Scores the quantised graph in which the layers of these names stay float."""
+
+Goal = Callable[[Score], bool]
+"""Says whether a score is good enough."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,20 @@ def sensitivities(
 
 
 def search(
-    found: Sequence[Sensitivity], base: Score, score: Scorer, max_drop: float, always: frozenset[str]
+    found: Sequence[Sensitivity], base: Score, score: Scorer, goal: Goal, always: frozenset[str]
 ) -> Search:
-    """Keep layers float, by gain for their cost, until the drop is within the budget; take idle ones back.
+    """Keep the fewest layers float, by gain for their cost, with which the goal is met; take idle ones back.
 
     The gain is in KL, the cost in multiply-accumulates: both are the same on every machine, so that a
-    bundle does not depend on how busy the one was that made it. A second pass takes each kept layer back,
-    the costliest first, where the budget holds without it.
+    bundle does not depend on how busy the one was that made it. The number of layers is doubled until the
+    goal is met and then halved in between. A last pass takes each kept layer back, the costliest first, where
+    the goal is met without it.
 
     Args:
         found: The layers' sensitivities.
         base: The score with only `always` kept.
         score: Called for each trial, on all tuning images.
-        max_drop: A fraction.
+        goal: What a score must meet.
         always: Kept whatever the budget.
 
     Returns:
@@ -104,32 +107,56 @@ def search(
         enough; then only `always` is kept.
     """
     shares = {layer.name: layer.share for layer in found}
+    scores = {always: base}
 
-    def trial(kept: frozenset[str], known: Score | None = None) -> Trial:
-        share = sum(shares.get(name, 0.0) for name in sorted(kept))
-        return Trial(tuple(sorted(kept)), share, known or score(kept))
+    def is_met(kept: frozenset[str]) -> bool:
+        if kept not in scores:
+            scores[kept] = score(kept)
+        return goal(scores[kept])
 
-    trials = [trial(always, base)]
-    by_worth = sorted(
-        (layer for layer in found if layer.kl_gain > 0 and layer.name not in always),
-        key=lambda layer: -layer.kl_gain / layer.share,
+    kept = _fewest(_by_worth(found, always), always, is_met)
+    if kept is not None:
+        for name in sorted(kept - always, key=lambda name: (-shares[name], name)):
+            if is_met(kept - {name}):
+                kept -= {name}
+    trials = tuple(
+        Trial(tuple(sorted(tried)), sum(shares.get(name, 0.0) for name in sorted(tried)), seen)
+        for tried, seen in scores.items()
     )
-    kept = always
-    for layer in by_worth:
-        if trials[-1].score.drop <= max_drop:
-            break
-        if sum(shares.get(name, 0.0) for name in sorted(kept | {layer.name})) > MOST_KEPT:
-            continue
-        kept |= {layer.name}
-        trials.append(trial(kept))
-    if trials[-1].score.drop > max_drop:
-        return Search(tuple(sorted(always)), False, tuple(trials))
-    for name in sorted(kept - always, key=lambda name: (-shares[name], name)):
-        without = trial(kept - {name})
-        trials.append(without)
-        if without.score.drop <= max_drop:
-            kept -= {name}
-    return Search(tuple(sorted(kept)), True, tuple(trials))
+    return Search(tuple(sorted(always if kept is None else kept)), kept is not None, trials)
+
+
+def _by_worth(found: Sequence[Sensitivity], always: frozenset[str]) -> list[str]:
+    """Return the layers that help, the most for its cost first, as many as half of the work allows."""
+    helpful = (layer for layer in found if layer.kl_gain > 0 and layer.name not in always)
+    taken = sum(layer.share for layer in found if layer.name in always)
+    names = []
+    for layer in sorted(helpful, key=lambda layer: -layer.kl_gain / layer.share):
+        if taken + layer.share <= MOST_KEPT:
+            names.append(layer.name)
+            taken += layer.share
+    return names
+
+
+def _fewest(
+    names: Sequence[str], always: frozenset[str], is_met: Callable[[frozenset[str]], bool]
+) -> frozenset[str] | None:
+    """Return `always` with the fewest of the first names that meet the goal; None if not even all do."""
+
+    def first(count: int) -> frozenset[str]:
+        return always.union(names[:count])
+
+    if is_met(always):
+        return always
+    too_few, count = 0, 1
+    while too_few < len(names) and not is_met(first(count)):
+        too_few, count = min(count, len(names)), min(2 * count, len(names))
+    if too_few == len(names):
+        return None
+    while count - too_few > 1:
+        middle = (too_few + count) // 2
+        too_few, count = (too_few, middle) if is_met(first(middle)) else (middle, count)
+    return first(count)
 
 
 def frontier(trials: Sequence[Trial]) -> tuple[Trial, ...]:

@@ -1,6 +1,6 @@
 """Compare what resedge and NNCF keep in float to bring back a network that plain INT8 breaks.
 
-    python benchmarks/peers/budget.py FOLDER --nncf-python P --kind scaled|cancelling --json FILE
+    python benchmarks/peers/budget.py FOLDER --nncf-python P --kind scaled|cancelling|offset --json FILE
 
 FOLDER is prepare.py's of resnet20. Its graph is rewritten into one that computes the same and quantises
 badly (imbalance.py). Both tools get the same calibration and tuning images and the same budget; every
@@ -29,7 +29,11 @@ from calibrate import (  # type: ignore[import-not-found]  # beside this script,
     images_in,
     site_at,
 )
-from imbalance import add_cancelling_twins, scale_channels  # type: ignore[import-not-found]
+from imbalance import (  # type: ignore[import-not-found]
+    add_cancelling_twins,
+    add_offsets,
+    scale_channels,
+)
 from int8_accuracy import peer_row  # type: ignore[import-not-found]
 from quantise import CONTROLLED, compared  # type: ignore[import-not-found]
 
@@ -47,6 +51,7 @@ from resedge.runtimes.table import runtime
 KINDS: Mapping[str, Callable[[onnx.ModelProto], None]] = {
     "scaled": partial(scale_channels, blocks=(1, 4, 7), factor=30, seed=0),
     "cancelling": partial(add_cancelling_twins, blocks=(0, 3, 6), factor=64),
+    "offset": partial(add_offsets, blocks=(1, 4, 7), offset=500),
 }
 SAME = 1e-4  # of the largest logit: what a change that keeps the function may move
 DRAW = 0
@@ -133,7 +138,8 @@ def resedge_rows(fp32: Artifact, folder: Path, max_drop: float, threads: int) ->
     """Calibrate within the budget as `resedge export --max-drop` does."""
     site = site_at(folder / "cache", threads)
     started, cpu = time.monotonic(), time.process_time()
-    made = calibrate(site, images_in(folder, DRAW), fp32, folder / "tuning-logits.npy", Tuning(max_drop))
+    tuning = Tuning(max_drop, test_images=len(np.load(folder / "test-labels.npy")))
+    made = calibrate(site, images_in(folder, DRAW), fp32, folder / "tuning-logits.npy", tuning)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
     search = load(LayersDocument, made.layers.path).search
     told: Row = {

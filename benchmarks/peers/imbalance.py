@@ -1,6 +1,6 @@
 """Networks that compute the same in floating point and are hard to quantise.
 
-Both ways change the inside of residual blocks alone, between a block's first convolution and the second,
+Every way changes the inside of residual blocks alone, between a block's first convolution and the second,
 so that nothing else of the network sees it.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 _Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -54,6 +54,31 @@ def add_cancelling_twins(model: onnx.ModelProto, blocks: Iterable[int], factor: 
         read[:, 0, 1, 1], read[:, 1, 1, 1] = large, -large
         _change(second, np.concatenate([weight, read], axis=1))
     del model.graph.value_info[:]  # their shapes are the narrower network's
+
+
+def add_offsets(model: onnx.ModelProto, blocks: Iterable[int], offset: float) -> None:
+    """Lift every hidden channel by an offset and take it off again, in two pointwise convolutions.
+
+    The tensor between them holds what lies near the offset, and every grid must hold zero besides: its
+    step is that of the whole way up. Scaling channels, clipping and rounding leave that as it is; only
+    more bits help, at the one convolution that reads the tensor.
+    """
+    for block in blocks:
+        reader = next(node for node in model.graph.node if f"blocks.{block}.main.2.0.weight" in node.input)
+        place, hidden = list(model.graph.node).index(reader), reader.input[0]
+        channels = numpy_helper.to_array(_hidden(model, block)[1]).size
+        identity = np.eye(channels, dtype=np.float32)[:, :, None, None]
+        for name, shift in (("lift", offset), ("lower", -offset)):
+            node_name = f"blocks.{block}.{name}"
+            stored = {
+                f"{node_name}.weight": identity,
+                f"{node_name}.bias": np.full(channels, shift, np.float32),
+            }
+            model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in stored.items())
+            node = helper.make_node("Conv", [hidden, *stored], [node_name], node_name, kernel_shape=[1, 1])
+            model.graph.node.insert(place, node)
+            place, hidden = place + 1, node_name
+        reader.input[0] = hidden
 
 
 def _hidden(model: onnx.ModelProto, block: int) -> tuple[onnx.TensorProto, ...]:

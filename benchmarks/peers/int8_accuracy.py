@@ -53,7 +53,8 @@ def resedge_rows(folder: Path, draw: int, threads: int) -> list[dict[str, object
     with tempfile.TemporaryDirectory() as work:
         site = site_at(Path(work) / "cache", threads)
         started = time.monotonic()
-        made = calibrate(site, data, fp32, folder / "tuning-logits.npy", Tuning(max_drop=0.005))
+        tuning = Tuning(max_drop=0.005, test_images=len(test))
+        made = calibrate(site, data, fp32, folder / "tuning-logits.npy", tuning)
         seconds = round(time.monotonic() - started, 1)
         for name in ("openvino", "onnxruntime", "tensorrt, emulated"):
             chosen = made.tensorrt if "emulated" in name else made.cpu

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resedge.artifacts import Artifact, Ranges, encode
 from resedge.calibration.bakeoff import BakeOff, Score
-from resedge.calibration.budget import Search, Sensitivity, Trial
+from resedge.calibration.budget import Goal, Scorer, Search, Sensitivity, Trial
 from resedge.calibration.layers import Layer
-from resedge.pipeline.fitting import Chosen, Fit, Recipe, Source, choose_ranges, fit, placed, sources, spread
+from resedge.pipeline.fitting import Quantised, Recipe, Source, placed, quantise, sources, spread
 from resedge.pipeline.halving import wide_in_all
-from resedge.pipeline.scoring import HARDEST, Bench
+from resedge.pipeline.scoring import Bench
 from resedge.pipeline.stages import EagerAnswers, Graphs, write_json
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
 from resedge.store import Key
@@ -27,12 +27,37 @@ class Tuning:
 
     `max_drop` is the budget, `keep` names layers or modules that stay float whatever it says. `thorough`
     is whether channels are equalised, weights rounded together and layers' sensitivities measured; None:
-    for small networks.
+    for small networks. The engine is certified on `test_images` of them with `confidence`.
     """
 
     max_drop: float
     keep: tuple[str, ...] = ()
     thorough: bool | None = None
+    test_images: int = 0
+    confidence: float = 0.95
+
+    def is_within(self, score: Score) -> bool:
+        """Say whether the drop itself is within the budget."""
+        return score.drop <= self.max_drop
+
+    def is_certifiable(self, score: Score) -> bool:
+        """Say whether test images with the same rates would certify the budget.
+
+        Of the predictions that differ, all are taken to be flips, of which the drop says which way.
+        """
+        from resedge.benchmarks.accuracy import drop_upper
+
+        if not self.test_images:
+            return False
+        differ = 1 - score.agreement
+        ways = [round(self.test_images * max(differ + sign * score.drop, 0) / 2) for sign in (1, -1)]
+        return drop_upper(*ways, self.test_images, self.confidence) <= self.max_drop
+
+    def goals(self, *, thorough: bool) -> tuple[Goal, ...]:
+        """Return what a search is to meet, the best first, without what so few images cannot give."""
+        perfect = Score(agreement=1.0, kl=0.0, drop=0.0, images=self.test_images)
+        hoped_for = thorough and self.is_certifiable(perfect)
+        return (self.is_certifiable, self.is_within) if hoped_for else (self.is_within,)
 
 
 @dataclass(frozen=True)
@@ -183,20 +208,29 @@ def _calibrate(bench: Bench, tried_wide: tuple[str, ...], pair_safe: bool, tunin
         "cpu": Recipe("cpu", thorough, pair_safe=pair_safe),
         "tensorrt": Recipe("tensorrt", thorough, wide=frozenset(wide)),
     }
-    ranges = {name: choose_ranges(bench, candidates, recipe, always) for name, recipe in recipes.items()}
-    cpu, recipe = ranges["cpu"], recipes["cpu"]
-    first = fit(bench, cpu, recipe, always)
-    found, searched = _spend(bench, layers, cpu, first, recipe, always, tuning)
+    first = quantise(bench, candidates, recipes["cpu"], always)
+
+    def score(kept: frozenset[str]) -> Score:
+        made = quantise(bench, candidates, recipes["cpu"], kept)
+        return bench.score(made.fitted.graph, f"{len(kept)} layers float", hardest=None)
+
+    found, searched = _spend(bench, layers, first, recipes["cpu"], always, tuning, score)
     kept = frozenset(searched.kept)
-    fits = {
-        "cpu": first if kept == always else fit(bench, cpu, recipe, kept),
-        "tensorrt": fit(bench, ranges["tensorrt"], recipes["tensorrt"], kept),
+    untouched = len(searched.trials) == 1  # otherwise another graph took the place of the first
+    made = {
+        name: first if name == "cpu" and untouched else quantise(bench, candidates, recipe, kept)
+        for name, recipe in recipes.items()
     }
-    scores = spread(bench, cpu, recipe, kept)
+    scores = spread(bench, made["cpu"].chosen, recipes["cpu"], kept)
     bench.candidate.unlink(missing_ok=True)
     choices = {
-        name: Choices(made.ranges, made.source.extremes.table, made.methods, fits[name].fits)
-        for name, made in ranges.items()
+        name: Choices(
+            scheme.chosen.ranges,
+            scheme.chosen.source.extremes.table,
+            scheme.chosen.methods,
+            scheme.fitted.fits,
+        )
+        for name, scheme in made.items()
     }
     original = candidates[0]
     document = RangesDocument(1, original.extremes.table, choices, tuple(scores))
@@ -207,8 +241,8 @@ def _calibrate(bench: Bench, tried_wide: tuple[str, ...], pair_safe: bool, tunin
         ranges=write_json(folder / "calibration/ranges.json", document, "ranges", parents),
         layers=write_json(folder / "calibration/layers.json", described, "layers", parents),
         seen=write_json(folder / "calibration/images.json", seen, "images", ()),
-        cpu=_summary(bench, ranges["cpu"], fits["cpu"]),
-        tensorrt=_summary(bench, ranges["tensorrt"], fits["tensorrt"]),
+        cpu=_summary(bench, made["cpu"]),
+        tensorrt=_summary(bench, made["tensorrt"]),
         kept=searched.kept,
         layer_count=len(layers),
         met=searched.met,
@@ -216,9 +250,9 @@ def _calibrate(bench: Bench, tried_wide: tuple[str, ...], pair_safe: bool, tunin
         images=len(data.calibration),
         wide=wide,
         warnings=_warnings(original),
-        equalised=_equalised(candidates, [made.source for made in ranges.values()]),
-        int8_cpu=_moved(fits["cpu"].graph, folder / "onnx/int8.cpu.onnx"),
-        tensorrt_in_fp32=_moved(fits["tensorrt"].graph, folder / "between/int8.tensorrt-fp32.onnx"),
+        equalised=_equalised(candidates, [scheme.chosen.source for scheme in made.values()]),
+        int8_cpu=_moved(made["cpu"].fitted.graph, folder / "onnx/int8.cpu.onnx"),
+        tensorrt_in_fp32=_moved(made["tensorrt"].fitted.graph, folder / "between/int8.tensorrt-fp32.onnx"),
     )
 
 
@@ -228,34 +262,41 @@ def _calibrate(bench: Bench, tried_wide: tuple[str, ...], pair_safe: bool, tunin
 def _spend(
     bench: Bench,
     layers: tuple[Layer, ...],
-    chosen: Chosen,
-    fitted: Fit,
+    first: Quantised,
     recipe: Recipe,
     always: frozenset[str],
     tuning: Tuning,
+    score: Scorer,
 ) -> tuple[tuple[Sensitivity, ...] | None, Search]:
-    """Keep as few layers float as the budget needs, their sensitivities measured for it or if thorough."""
+    """Keep as few layers float as the budget needs, their sensitivities measured for it or if thorough.
+
+    A sensitivity is measured with every number rounded to the nearest: what was fitted has made up for the
+    layer that is then spared. Where sensitivities are measured anyway the first goal is that the test images
+    can certify the budget.
+    """
     from resedge.calibration.budget import search, sensitivities
-    from resedge.calibration.layerwise import apply
 
-    def scorer(hardest: int | None) -> Callable[[frozenset[str]], Score]:
-        def score(kept: frozenset[str]) -> Score:
-            everything = kept | always
-            graph = placed(bench, chosen.source.model, chosen.ranges, recipe, everything)
-            if fitted.adjustments:
-                graph = apply(graph, fitted.adjustments, bench.candidate)
-            return bench.score(graph, f"{len(everything)} layers float", hardest=hardest)
+    chosen, adjustments = first.chosen, first.fitted.adjustments
 
-        return score
+    def nearest(kept: frozenset[str]) -> Score:
+        everything = kept | always
+        graph = placed(bench, chosen.source.model, chosen.ranges, recipe, everything)
+        return bench.score(graph, f"{', '.join(sorted(kept)) or 'no layer'} float")
 
-    base = bench.score(fitted.graph, "budget", hardest=None)
-    if not recipe.thorough and base.drop <= tuning.max_drop:
+    base = bench.score(first.fitted.graph, "budget", hardest=None)
+    if not recipe.thorough and tuning.is_within(base):
         return None, Search(tuple(sorted(always)), True, (Trial(tuple(sorted(always)), 0.0, base),))
-    few = bench.score(fitted.graph, "budget")
-    sqnr = {name: adjustment.sqnr for name, adjustment in fitted.adjustments.items()}
+    sqnr = {name: adjustment.sqnr for name, adjustment in adjustments.items()}
     open_layers = [layer for layer in layers if layer.name not in always]
-    found = sensitivities(open_layers, few, scorer(HARDEST), sqnr)
-    return found, search(found, base, scorer(None), tuning.max_drop, always)
+    found = sensitivities(open_layers, nearest(frozenset()), nearest, sqnr)
+    done, trials = None, {}
+    for goal in tuning.goals(thorough=recipe.thorough):
+        done = search(found, base, score, goal, always)
+        trials.update({trial.kept: trial for trial in done.trials})
+        if done.met:
+            break
+    assert done is not None  # there is always a goal
+    return found, replace(done, trials=tuple(trials.values()))
 
 
 def _equalised(candidates: Sequence[Source], chosen: Sequence[Source]) -> Artifact | None:
@@ -270,9 +311,9 @@ def _equalised(candidates: Sequence[Source], chosen: Sequence[Source]) -> Artifa
 # --- what is said of it --------------------------------------------------------------------------
 
 
-def _summary(bench: Bench, chosen: Chosen, fitted: Fit) -> Scheme:
-    best = bench.score(fitted.graph, "chosen", hardest=None)
-    return Scheme(chosen.methods.winner, fitted.fits.winner, best.agreement, best.drop, best.images)
+def _summary(bench: Bench, made: Quantised) -> Scheme:
+    best = bench.score(made.fitted.graph, "chosen", hardest=None)
+    return Scheme(made.chosen.methods.winner, made.fitted.fits.winner, best.agreement, best.drop, best.images)
 
 
 def _warnings(seen: Source) -> tuple[str, ...]:

@@ -69,6 +69,20 @@ class Fit:
     fits: BakeOff
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """A scheme's ranges and its Q/DQ graph."""
+
+    chosen: Chosen
+    fitted: Fit
+
+
+def quantise(bench: Bench, candidates: Sequence[Source], recipe: Recipe, kept: frozenset[str]) -> Quantised:
+    """Make a scheme's Q/DQ graph with some layers float."""
+    chosen = choose_ranges(bench, candidates, recipe, kept)
+    return Quantised(chosen, fit(bench, chosen, recipe, kept))
+
+
 # --- ranges --------------------------------------------------------------------------------------
 
 

@@ -92,7 +92,13 @@ def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machin
     answers = stages.eager_answers(site, data, reference)
     say("eager", _eager_line(answers.value, data), reused=answers.reused)
     warn_of_labels(np.load(answers.value.test_logits.path), data.test, site.reporter)
-    tuning = calibrating.Tuning(options.measuring.max_drop, options.keep, options.thorough)
+    tuning = calibrating.Tuning(
+        options.measuring.max_drop,
+        options.keep,
+        options.thorough,
+        test_images=len(data.test),
+        confidence=options.measuring.confidence,
+    )
     calibrated = calibrating.calibrated(
         site, data, graphs, answers, pair_safe=here.saturates_pairs, tuning=tuning
     )

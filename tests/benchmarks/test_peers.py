@@ -66,6 +66,20 @@ def largest_by_channel(hidden: np.ndarray) -> np.ndarray:
     return found
 
 
+def test_offsets_leave_a_tensor_far_from_zero_and_compute_the_same(
+    imbalance: SimpleNamespace, block: onnx.ModelProto
+) -> None:
+    expected, before = run(block)
+    imbalance.add_offsets(block, blocks=(0,), offset=100)
+    output, hidden = run(block)
+    np.testing.assert_allclose(output, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_array_equal(hidden, before)
+    block.graph.output.append(helper.make_tensor_value_info("blocks.0.lift", onnx.TensorProto.FLOAT, None))
+    session = ort.InferenceSession(block.SerializeToString(), providers=["CPUExecutionProvider"])
+    lifted = session.run(["blocks.0.lift"], {"input": np.zeros((1, 4, 5, 5), np.float32)})[0]
+    assert lifted.min() >= 100
+
+
 def test_scaled_channels_differ_in_range_and_compute_the_same(
     imbalance: SimpleNamespace, block: onnx.ModelProto
 ) -> None:

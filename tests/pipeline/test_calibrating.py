@@ -79,6 +79,29 @@ def test_of_a_large_network_only_the_best_two_candidates_see_more_than_a_few_ima
     assert len(scored) == len(set(scored))  # no graph runs twice over the same images
 
 
+@pytest.mark.parametrize(
+    ("test_images", "agreement", "drop", "certifiable"),
+    [
+        (10_000, 0.998, 0.0, True),  # bound 0.07 points
+        (10_000, 0.972, 0.0050, False),  # on the budget itself
+        (10_000, 0.972, 0.0020, True),  # bound 0.48
+        (2_000, 0.972, 0.0020, False),  # bound 0.83
+        (300, 1.0, 0.0, False),  # no flips at all certify 0.5 points from 598 images on
+        (0, 1.0, 0.0, False),
+    ],
+)
+def test_a_search_aims_at_what_the_test_images_can_certify(
+    test_images: int, agreement: float, drop: float, certifiable: bool
+) -> None:
+    tuning = Tuning(max_drop=0.005, test_images=test_images)
+    score = Score(agreement, 0.0, drop, images=2000)
+    assert tuning.is_certifiable(score) == certifiable
+    assert tuning.is_within(score)
+    expected = [tuning.is_certifiable, tuning.is_within][test_images < 598 :]
+    assert list(tuning.goals(thorough=True)) == expected
+    assert tuning.goals(thorough=False) == (tuning.is_within,)
+
+
 def test_images_that_say_nothing_are_warned_of(job: Job, photographs: ImageSet, tmp_path: Path) -> None:
     def decode(indices: Sequence[int]) -> Frames:
         frames = photographs.decode(indices)
