@@ -50,8 +50,8 @@ class Tuning:
         if not self.test_images:
             return False
         differ = 1 - score.agreement
-        ways = [round(self.test_images * max(differ + sign * score.drop, 0) / 2) for sign in (1, -1)]
-        return drop_upper(*ways, self.test_images, self.confidence) <= self.max_drop
+        worse, better = (self.test_images * max(differ + way * score.drop, 0) / 2 for way in (1, -1))
+        return drop_upper(round(worse), round(better), self.test_images, self.confidence) <= self.max_drop
 
     def goals(self, *, thorough: bool) -> tuple[Goal, ...]:
         """Return what a search is to meet, the best first, without what so few images cannot give."""

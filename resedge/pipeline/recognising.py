@@ -226,7 +226,7 @@ def _onnx(path: Path) -> list[Line]:
         raise InputRefused("is larger than a protocol buffer can be.", where=str(path))
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as error:
         raise RuntimeUnavailable(
             "seems to be an ONNX file, and the library that reads it is not installed.",
