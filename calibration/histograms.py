@@ -52,8 +52,8 @@ Histograms = Mapping[str, Histogram]
 """A histogram for each tensor of one graph, by the tensor's name."""
 
 
-def collect(model: Artifact, batches: Iterable[Float32Array], progress: Progress, threads: int) -> Histograms:
-    """Run the FP32 graph over the calibration images in float32 and count what its tensors hold.
+class Instrument:
+    """An FP32 graph that is open with all tensors in sight that a scheme may quantise.
 
     Images run one at a time, each on one thread, `threads` at once: the kernels of ONNX Runtime may
     round differently for another batch size or number of threads, and the result here depends on
@@ -61,25 +61,42 @@ def collect(model: Artifact, batches: Iterable[Float32Array], progress: Progress
 
     Args:
         model: FP32 ONNX with the input (batch, C, H, W).
-        batches: (N, C, H, W) float32 each, any N; read once, as they are needed.
-        progress: Advanced by one an image; the caller, who knows how many there are, starts and
-            finishes it.
         threads: How many images run at once.
 
     Raises:
-        InputRefused: There are no images, an image has another shape or type, or a tensor holds NaN
-            or infinity (named).
         GraphRefused: ONNX Runtime cannot run the graph.
     """
-    names, session = _open_instrumented(model)
-    observe = partial(_observe, session, model.inputs[0].name, names)
-    table: dict[str, Histogram] = {}
-    for seen in _in_parallel(observe, _single_images(model, batches), threads):
-        table = {name: merge(table[name], seen[name]) for name in names} if table else seen
-        progress.advance(1)
-    if not table:
-        raise InputRefused("there are no calibration images.", cure="Give a folder or file with images.")
-    return table
+
+    def __init__(self, model: Artifact, threads: int) -> None:
+        self._model = model
+        self._threads = threads
+        self._names, self._session = _open_instrumented(model)
+
+    def collect(self, batches: Iterable[Float32Array], progress: Progress) -> Histograms:
+        """Run the graph over images in float32 and count what its tensors hold.
+
+        Args:
+            batches: (N, C, H, W) float32 each, any N; read once, as they are needed.
+            progress: Advanced by one an image; the caller, who knows how many there are, starts and
+                finishes it.
+
+        Raises:
+            InputRefused: There are no images, an image has another shape or type, or a tensor holds NaN
+                or infinity (named).
+        """
+        observe = partial(_observe, self._session, self._model.inputs[0].name, self._names)
+        table: dict[str, Histogram] = {}
+        for seen in _in_parallel(observe, _single_images(self._model, batches), self._threads):
+            table = {name: merge(table[name], seen[name]) for name in self._names} if table else seen
+            progress.advance(1)
+        if not table:
+            raise InputRefused("there are no calibration images.", cure="Give a folder or file with images.")
+        return table
+
+
+def collect(model: Artifact, batches: Iterable[Float32Array], progress: Progress, threads: int) -> Histograms:
+    """Open an FP32 graph and run it over images once, see `Instrument`."""
+    return Instrument(model, threads).collect(batches, progress)
 
 
 def count(values: Float32Array) -> Histogram:

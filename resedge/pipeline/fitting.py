@@ -102,19 +102,14 @@ def sources(bench: Bench, *, thorough: bool) -> list[Source]:
 
 def _source(bench: Bench, model: Artifact, prefix: str) -> Source:
     """Run a graph over the calibration images once, in disjoint subsets; their sum is that of all."""
-    from resedge.calibration.histograms import collect, merge
+    from resedge.calibration.histograms import Instrument, merge
     from resedge.calibration.ranges import METHODS
 
     images, site = bench.calibration, bench.site
-    counter = _OneColoured()
+    counter, instrument = _OneColoured(), Instrument(model, site.threads)
     site.reporter.start("calibration", len(images))
     subsets = [
-        collect(
-            model,
-            counter.watched(part.batches(64, bench.data.preprocessing)),
-            site.reporter,
-            site.threads,
-        )
+        instrument.collect(counter.watched(part.batches(64, bench.data.preprocessing)), site.reporter)
         for part in (
             images.select(range(start, len(images), _SUBSETS)) for start in range(min(_SUBSETS, len(images)))
         )
