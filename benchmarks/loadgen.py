@@ -222,7 +222,7 @@ def _start(lg: Any, answering: _Answering, images: int, settings: Any, folder: s
 
 def _imported() -> Any:  # noqa: ANN401
     try:
-        import mlperf_loadgen
+        import mlperf_loadgen  # type: ignore[import-not-found]
     except ImportError as error:
         raise RuntimeUnavailable(
             "MLPerf's LoadGen is not installed.", cure="Try: pip install 'resedge[loadgen]'"
