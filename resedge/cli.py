@@ -439,29 +439,37 @@ def doctor(jetpack: bool) -> int:
 
 @main.group()
 def cache() -> None:
-    """The stage cache: what was done and need not be done again."""
+    """What was done and need not be done again: the stage cache, and what `resedge build` made."""
 
 
 @cache.command()
 def show() -> int:
-    """Say where the cache is and how large."""
+    """Say where they are and how large."""
     from resedge import home
     from resedge.console import print_line
+    from resedge.pipeline import local
     from resedge.store import Store
 
     store = Store(home.cache_folder())
     stages, size = store.usage()
     print_line(f"{store.root}: {stages} stages, {size / 1e6:.1f} MB")
+    bundles, size = local.usage()
+    print_line(f"{home.state_folder()}: engines built of {bundles} bundles, {size / 1e6:.1f} MB")
     return 0
 
 
 @cache.command()
-def clear() -> int:
+@click.option("--engines", is_flag=True, help="Remove what `resedge build` made instead.")
+def clear(engines: bool) -> int:
     """Remove every stage that no process is making."""
     from resedge import home
     from resedge.console import print_line
+    from resedge.pipeline import local
     from resedge.store import Store
 
+    if engines:
+        print_line(f"engines of {local.clear()} bundles removed from {home.state_folder()}")
+        return 0
     store = Store(home.cache_folder())
     print_line(f"{store.clear()} stages removed from {store.root}")
     return 0

@@ -8,6 +8,7 @@ DIGEST is the start of that of the bundle's manifest.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from resedge import bundle as bundles
@@ -29,6 +30,33 @@ def engines_folder(bundle: Bundle) -> Path:
     """Return where this machine's engines of a bundle are, or would be."""
     digest = sha256_file(bundle.path / bundles.MANIFEST)
     return home.state_folder() / "bundles" / digest[:24] / "engines"
+
+
+def usage() -> tuple[int, int]:
+    """Return of how many bundles this machine has built engines, and the bytes of these."""
+    folders = _built()
+    with files.disk_errors(home.state_folder(), "cannot be read"):
+        sizes = [path.stat().st_size for folder in folders for path in folder.iterdir()]
+    return len(folders), sum(sizes)
+
+
+def clear() -> int:
+    """Remove the engines of every bundle that no process is building; return of how many."""
+    return sum(_removed(folder) for folder in _built())
+
+
+def _built() -> list[Path]:
+    return sorted((home.state_folder() / "bundles").glob("*/engines"))
+
+
+def _removed(folder: Path) -> bool:
+    with files.disk_errors(folder, "cannot be removed"):
+        try:
+            with files.locked_folder(folder, seconds=0):
+                shutil.rmtree(folder.parent)
+        except TimeoutError:
+            return False
+    return True
 
 
 def engine_here(bundle: Bundle, name: EngineName) -> Engine | None:

@@ -16,7 +16,7 @@ from resedge import files
 from resedge.artifacts import Latency, Relation
 from resedge.cli import main
 from resedge.errors import BuildFailed, InputRefused, RuntimeUnavailable, StaleArtifact, UsageError
-from resedge.pipeline import building, measuring
+from resedge.pipeline import building, local, measuring
 from resedge.pipeline.building import BuiltHere, build, gain_sentence
 from resedge.pipeline.local import engine_here, engines_folder
 from resedge.pipeline.options import BuildingOptions, select
@@ -93,6 +93,21 @@ def test_engines_lie_in_the_state_folder_and_the_bundle_is_as_it_was(
     assert any("trtexec of TensorRT 11" in note for note in heard.notes)
     assert done.gain is not None
     assert any(gain_sentence(done.gain) in said for said in (heard.notes, heard.warnings))
+
+
+def test_what_was_built_is_counted_and_removed(job: Job, device: Device, empty_home: Path) -> None:
+    device()
+    folder = built(job, precisions=("int8",)).folder
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert local.usage() == (1, size)
+    shown = CliRunner().invoke(main, ["cache", "show"])
+    assert f"engines built of 1 bundles, {size / 1e6:.1f} MB" in shown.output
+    with files.locked_folder(folder, seconds=0):
+        assert local.clear() == 0
+    cleared = CliRunner().invoke(main, ["cache", "clear", "--engines"])
+    assert f"engines of 1 bundles removed from {empty_home / 'state'}" in cleared.output.replace("\n", "")
+    assert local.usage() == (0, 0)
+    assert not folder.exists()
 
 
 @pytest.mark.usefixtures("empty_home")
