@@ -277,13 +277,7 @@ def _warnings(before: BenchDocument, now: BenchDocument) -> Iterator[str]:
         yield f"another machine ({machine}): the pace cancels in the ratios to eager, the processor does not"
     if threads := _differing(then, here, ("threads",)):
         yield f"another number of compute threads ({threads}): the speeds are not of the same task"
-    libraries = [
-        value if isinstance(value, Mapping) else {} for value in (c.get("libraries") for c in (then, here))
-    ]
-    versions = "; ".join(
-        filter(None, (_differing(*libraries, tuple(libraries[1])), _differing(then, here, ("python",))))
-    )
-    if versions:
+    if versions := _versions(then, here):
         yield f"other versions ({versions}): eager itself may have become faster or slower"
     if "weights" in then and "weights" in here and then["weights"] != here["weights"]:
         yield "other weights: eager itself is another network"
@@ -299,6 +293,14 @@ def _warnings(before: BenchDocument, now: BenchDocument) -> Iterator[str]:
             "a run within one process: the next process can differ by more than its rounds do, and the "
             "intervals do not hold that"
         )
+
+
+def _versions(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> str:
+    old, new = (found.get("libraries") for found in (before, now))
+    found = [_differing(before, now, ("python",))]
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found.insert(0, _differing(old, new, tuple(new)))
+    return "; ".join(filter(None, found))
 
 
 def _differing(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue], keys: tuple[str, ...]) -> str:

@@ -44,7 +44,7 @@ class Distribution:
         """
         rising = all(0 < low < high < math.inf for low, high in self.bins)
         fits = len(self.edges_ms) == len(self.counts) + 1
-        if not (fits and rising and min(self.counts, default=-1) >= 0 and sum(self.counts)):
+        if not (fits and rising and min(self.counts, default=-1) >= 0 and any(self.counts)):
             raise InputRefused("a distribution's edges and counts are no histogram.")
 
     @property

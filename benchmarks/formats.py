@@ -36,8 +36,8 @@ def interval(low: float, high: float) -> str:
 
 
 def change(ratio: float) -> str:
-    """Return a ratio as a change in percent: 1.05 is "+5.0 %"."""
-    return f"{_without_negative_zero(f'{100 * (ratio - 1):+.1f}')} %"
+    """Return a ratio as a change in percent: 1.05 is "+5.0"."""
+    return _without_negative_zero(f"{100 * (ratio - 1):+.1f}")
 
 
 def _without_negative_zero(text: str) -> str:

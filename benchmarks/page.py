@@ -158,7 +158,9 @@ def _latency(document: BenchDocument) -> Iterator[Markup]:
         )
         shown = _scrolled(drawn, "Latency of single calls, figure")
         yield element("figure", shown, element("figcaption", note))
-    yield _table(tables.latency_details(document))
+    details = tables.latency_details(document)
+    if len(details.columns) > 2:  # more than the medians, which the table of engines has
+        yield _table(details)
 
 
 def _flips(all_flips: Sequence[Flips]) -> Iterator[Markup]:

@@ -153,14 +153,14 @@ def changes(found: Changes) -> Table:
     """Return what changed, one row an engine."""
     confidence = f"{100 * found.confidence:.4g} %"
     return Table(
-        f"Since the older run; intervals with {confidence} confidence for all engines together",
+        f"Change against eager since the older run (interval with {confidence} confidence for all at once)",
         (
             Column("engine", figures=False),
-            Column("speed against eager (interval)"),
+            Column("speed, %"),
             Column("is", figures=False),
-            Column("loss against eager, points (interval)"),
+            Column("loss, points"),
             Column("is", figures=False),
-            Column("agreement, points"),
+            Column("agrees, points"),
             Column("verdict", figures=False),
         ),
         tuple(map(_change_row, found.engines)),
@@ -183,7 +183,7 @@ def _engine_row(engine: EngineReport, size: int | None) -> tuple[str, ...]:
 
 def _change_row(found: EngineChange) -> tuple[str, ...]:
     speed = loss = agreement = UNKNOWN
-    relation, direction = "not measured in both", UNKNOWN
+    relation, direction = "not in both", UNKNOWN
     if latency := found.latency:
         speed = f"{change(latency.ratio)} ({change(latency.low)} to {change(latency.high)})"
         relation = latency.relation

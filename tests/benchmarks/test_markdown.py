@@ -42,7 +42,7 @@ def test_changes_are_a_second_table(make_document: Make) -> None:
     old, new = read_document(before, "old"), read_document(now, "new")
     text = markdown(new, Evidence(), compare_documents(old, new))
     table = tables(text)[1]
-    assert [row[2] for row in table[2:]] == ["equivalent", "slower", "not measured in both"]
+    assert [row[2] for row in table[2:]] == ["equivalent", "slower", "not in both"]
     assert "\n- another number of compute threads (threads was 2, is 1)" in text
 
 

@@ -152,7 +152,7 @@ def test_the_sections_of_all_that_is_known(full: str) -> None:
 def test_what_is_not_known_has_no_section(older_document: Document) -> None:
     text = page(read_document(older_document, "old"), Evidence())
     headings = re.findall(r"<h2>([^<]+)</h2>", text)
-    assert headings == ["Summary", "Engines", "Accuracy against speed", "Latency", "Conditions"]
+    assert headings == ["Summary", "Engines", "Accuracy against speed", "Conditions"]
     assert text.count("<svg") == 1
 
 
