@@ -300,7 +300,7 @@ def bench(
             bundle = Path("notebook.resedge")
             if not bundle.exists():
                 make(ExportOptions(out=bundle, measuring=how), reporter)
-        options = BenchOptions(bundle, test_data, selection, how, compare)
+        options = BenchOptions(bundle, test_data, selection, how, compare=compare)
         result = run(options, reporter)
     _print_result(result, json_file)
     _print_changes(result)
