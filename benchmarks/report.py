@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resedge.artifacts import Accuracy, JsonValue, Latency, Verdict, encode
+from resedge.benchmarks.formats import percent, short
 
 SCHEMA = 1
 
@@ -135,29 +136,20 @@ def _accuracy_cells(accuracy: Accuracy | None) -> tuple[str, str, str]:
     """The cells of top-1, drop and agreement."""
     if accuracy is None:
         return _UNKNOWN, _UNKNOWN, _UNKNOWN
-    agreement = _percent(accuracy.agreement)
+    agreement = percent(accuracy.agreement)
     if accuracy.top1 is None or accuracy.drop is None or accuracy.drop_upper is None:
         return _UNKNOWN, _UNKNOWN, agreement
-    bound = f"(<={_percent(accuracy.drop_upper)})"
-    return _percent(accuracy.top1), f"{100 * accuracy.drop:+.2f} {bound}", agreement
+    bound = f"(<={percent(accuracy.drop_upper)})"
+    return percent(accuracy.top1), f"{100 * accuracy.drop:+.2f} {bound}", agreement
 
 
 def _latency_cells(latency: Latency | None) -> tuple[str, str]:
     """The cells of p50 and of the ratio."""
     if latency is None:
         return _UNKNOWN, _UNKNOWN
-    interval = f"{_short(latency.speedup_low)}..{_short(latency.speedup_high)}"
-    return _short(latency.p50_ms), f"{_short(latency.speedup)}x  {interval}"
+    interval = f"{short(latency.speedup_low)}..{short(latency.speedup_high)}"
+    return short(latency.p50_ms), f"{short(latency.speedup)}x  {interval}"
 
 
 def _size(size: int | None) -> str:
-    return _UNKNOWN if size is None else _short(size / 1e6)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
-
-
-def _short(number: float) -> str:
-    """Three digits, more only before the point."""
-    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f}"
+    return _UNKNOWN if size is None else short(size / 1e6)

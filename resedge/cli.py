@@ -261,12 +261,18 @@ def export(
 @main.command()
 @click.argument("bundle", type=_PATH, required=False)
 @click.option("--test-data", type=_PATH, help="A folder of images, one subfolder a class.")
+@click.option("--html", type=_PATH, help="Also write a page with figures to this file.")
+@click.option("--markdown", type=_PATH, help="Also write the table for a pull request to this file.")
+@click.option("--compare", type=_PATH, help="Say what changed since this document of --json; see exit codes.")
 @_selection
 @_measuring
 @_output
 def bench(
     bundle: Path | None,
     test_data: Path | None,
+    html: Path | None,
+    markdown: Path | None,
+    compare: Path | None,
     backends: Sequence[str],
     precision: str,
     quiet: bool,
@@ -276,8 +282,10 @@ def bench(
     """Measure the engines of BUNDLE on this machine against its eager model.
 
     Accuracy on the test images, latency at batch 1 in interleaved blocks. The bundle is not changed.
-    Without BUNDLE: ./notebook.resedge, made first if it is not there.
+    Without BUNDLE: ./notebook.resedge, made first if it is not there. With --compare the exit code is also 1
+    where an engine became slower or less accurate, 3 where that is open.
     """
+    from resedge.pipeline import presenting
     from resedge.pipeline.benching import bench as run
     from resedge.pipeline.exporting import export as make
     from resedge.pipeline.options import BenchOptions, ExportOptions, select
@@ -285,13 +293,18 @@ def bench(
     selection = select(backends, _listed(precision))
     how = _measuring_of(measuring)
     _check_json_file(json_file)
+    _check_place(html, "--html")
+    _check_place(markdown, "--markdown")
     with _reporter(quiet) as reporter:
         if bundle is None:
             bundle = Path("notebook.resedge")
             if not bundle.exists():
                 make(ExportOptions(out=bundle, measuring=how), reporter)
-        result = run(BenchOptions(bundle, test_data, selection, how), reporter)
+        options = BenchOptions(bundle, test_data, selection, how, compare=compare)
+        result = run(options, reporter)
     _print_result(result, json_file)
+    _print_changes(result)
+    presenting.write_pages(result, options, html, markdown)
     return result.exit_code
 
 
@@ -499,9 +512,13 @@ def _reporter(quiet: bool) -> Any:  # noqa: ANN401 - ConsoleReporter, imported w
 
 
 def _check_json_file(path: Path | None) -> None:
-    """Refuse a place for the document before the work is done, not after."""
+    _check_place(path, "--json")
+
+
+def _check_place(path: Path | None, option: str) -> None:
+    """Refuse a place for a file before the work is done, not after."""
     if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"{path.parent} is not a folder.", where="--json", cure="Make it first.")
+        raise UsageError(f"{path.parent} is not a folder.", where=option, cure="Make it first.")
 
 
 def _print_result(result: Any, json_file: Path | None) -> None:  # noqa: ANN401 - Exported or Benched
@@ -512,6 +529,13 @@ def _print_result(result: Any, json_file: Path | None) -> None:  # noqa: ANN401 
     print_verdicts(result.verdicts, result.sizes, result.document)
     if json_file is not None:
         files.write_bytes(json_file, canonical_json(result.document).encode())
+
+
+def _print_changes(result: Any) -> None:  # noqa: ANN401 - Benched
+    from resedge.console import print_changes
+
+    if result.changes:
+        print_changes(result.changes)
 
 
 def _print_published(result: Any, path: Path) -> None:  # noqa: ANN401 - Exported

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Console
@@ -25,6 +25,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from resedge.artifacts import JsonValue, Verdict
+    from resedge.benchmarks.comparing import Changes
     from resedge.calibration.bakeoff import Entry
     from resedge.calibration.blame import LayerError
     from resedge.errors import ResedgeError
@@ -118,6 +119,24 @@ def print_verdicts(
     for line in (baseline(str(document["reference"]), verdicts), circumstances(document["conditions"])):
         console.print(escape(line))
     console.print(table(verdicts, sizes))
+
+
+def print_changes(changes: Changes) -> None:
+    """Print what changed since an older document, and what else differs, to standard output."""
+    from resedge.benchmarks import sentences, tables
+
+    found = tables.changes(changes)
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in found.columns:
+        side: Literal["left", "right"] = "right" if column.figures else "left"
+        grid.add_column(column.heading, justify=side, vertical="top")
+    for row in found.rows:
+        grid.add_row(*map(escape, row))
+    console = Console(highlight=False)
+    console.print(f"\n{escape(found.caption)}:")
+    console.print(grid)
+    for line in (sentences.images_compared(changes), *sentences.differences(changes)):
+        console.print(escape(line))
 
 
 def print_line(text: str) -> None:

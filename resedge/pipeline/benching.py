@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from resedge import bundle as bundles
 from resedge.artifacts import (
@@ -12,10 +13,11 @@ from resedge.artifacts import (
     JsonValue,
     Preprocessing,
     Verdict,
+    encode,
 )
 from resedge.bundle import Bundle
 from resedge.images import ImageSet
-from resedge.pipeline import judging, measuring
+from resedge.pipeline import judging, measuring, presenting
 from resedge.pipeline.datasets import bench_images, warn_of_labels
 from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
@@ -27,12 +29,22 @@ from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.running import eager_runtime, evaluate
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
 
+if TYPE_CHECKING:
+    from resedge.benchmarks.comparing import Changes
+
 
 @dataclass(frozen=True)
 class Benched:
-    """What a bench found: verdicts, their document as JSON, and what they come to as an exit code."""
+    """What a bench found: verdicts, their document as JSON, and what they come to as an exit code.
+
+    `changes` is None unless an older document was to be compared with; `findings` and `test` are what pages
+    are made from.
+    """
 
     bundle: Bundle
+    test: ImageSet
+    findings: Findings
+    changes: Changes | None
     verdicts: tuple[Verdict, ...]
     sizes: Mapping[EngineName, int]
     document: Mapping[str, JsonValue]
@@ -51,6 +63,8 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
     bundle = bundles.read(options.bundle)
     bundles.check(bundle)
     reporter.stage("bundle", f"{options.bundle}: {len(bundle.manifest.files)} files, all as named")
+    model = bundle.manifest.model
+    before = presenting.older(options.compare, model) if options.compare else None
     if saturates_here(bundle):
         reporter.warn(SATURATES)
     test, preprocessing = bench_images(bundle, options, reporter), bundle.manifest.preprocessing
@@ -70,14 +84,20 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
     reporter.stage("time", rounds)
     measuring.say_disturbances(latencies, reporter)
     say_energy(latencies.conditions, reporter)
-    model = bundle.manifest.model
+    latencies = judging.with_inputs(latencies, how, test, bundle.manifest.parents["weights"])
     verdicts = judging.judge_all(options.selection.engines, findings, latencies, how)
+    document = judging.document_of(verdicts, model.name, model.reference, latencies.conditions)
+    code = judging.exit_code(verdicts, options.selection.named, findings)
+    changes = presenting.changes_since(before, document) if before else None
     return Benched(
         bundle,
+        test,
+        findings,
+        changes,
         verdicts,
         judging.sizes(opened),
-        judging.document_of(verdicts, model.name, model.reference, latencies.conditions),
-        judging.exit_code(verdicts, options.selection.named, findings),
+        {**document, "compared": encode(changes)} if changes else document,
+        presenting.joined(code, changes),
     )
 
 
@@ -101,11 +121,12 @@ def _verify(
 ) -> bool:
     """Compare one engine with eager; return whether it can be timed."""
     name = (engine.runtime, engine.precision)
-    accuracy = findings.compared(
+    found = findings.compared(
         name, lambda: measuring.accuracy_of(engine, test, preprocessing, eager, how, reporter)
     )
-    if accuracy is None:
+    if found is None:
         return False
+    accuracy, findings.differences[name] = found
     findings.accuracies[name] = accuracy
     agreement = f"{' '.join(name)} agrees with eager on {accuracy.agreement:.2%} of the test images"
     reporter.stage("verify", agreement)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from resedge import home, images
 from resedge.artifacts import Artifact, Engine, JsonValue, Verdict, parse_json, read_text
 from resedge.bundle import Manifest, Published
 from resedge.errors import RuntimeUnavailable, UsageError
-from resedge.pipeline import judging, machine, measuring
+from resedge.pipeline import judging, machine, measuring, presenting
 from resedge.pipeline.datasets import export_images
 from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
@@ -68,9 +68,11 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Exported
     judged = _measure(site, data, options, prepared, engines, findings)
 
     built = [done.value for done in engines.values()]
-    finished: tuple[Done[Any], ...] = (*prepared.done, *engines.values(), judged)
+    report = presenting.report(site, data, options, prepared, findings, built, judged.value)
+    finished: tuple[Done[Any], ...] = (*prepared.done, *engines.values(), judged, report)
     places = {name: path for done in finished for name, path in done.places.items()}
-    manifest = manifest_of(options, data, here, prepared, built, judged.value, places)
+    with_report = replace(judged.value, files=(*judged.value.files, report.value.page))
+    manifest = manifest_of(options, data, here, prepared, built, with_report, places)
     _say_replaced(out, manifest, reporter)
     published = bundles.publish(manifest, places, out)
     store.shrink()
@@ -160,7 +162,9 @@ def _measure(
         site,
         options.selection.engines,
         findings,
-        latencies.value,
+        judging.with_inputs(
+            latencies.value, options.measuring, data.test, prepared.reference.value.checkpoint
+        ),
         options.measuring,
         model=options.model,
         reference=prepared.name,
@@ -186,6 +190,7 @@ def _verify(
         site.reporter.warn(f"{called}: {findings.missing.get(name) or findings.broken[name]}")
         return False
     accuracy = findings.accuracies[name] = done.value.accuracy
+    findings.differences[name] = done.value.differences
     agreement = f"{called} agrees with eager on {accuracy.agreement:.2%} of the test images"
     site.reporter.stage("verify", agreement, reused=done.reused)
     if done.value.golden_agreement < 1:

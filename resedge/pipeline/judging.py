@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +17,11 @@ from resedge.artifacts import (
     canonical_json,
     encode,
     sha256_bytes,
+    sha256_json,
 )
 from resedge.errors import BuildFailed, NotFinite, RuntimeUnavailable
+from resedge.images import ImageSet
+from resedge.pipeline.differing import Differences
 from resedge.pipeline.measuring import Latencies
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.staging import Done, Site, run_stage, versions
@@ -34,10 +37,12 @@ class Findings:
     """What is known of each engine that was asked for, as it is found.
 
     `missing` could not be built or opened, `broken` gives no usable answers; both map to the reason.
-    `failed` are the runtimes that are installed and yet lack an engine.
+    `failed` are the runtimes that are installed and yet lack an engine. `differences` has the images on
+    which an engine and eager choose another class.
     """
 
     accuracies: dict[EngineName, Accuracy] = field(default_factory=dict)
+    differences: dict[EngineName, Differences] = field(default_factory=dict)
     missing: dict[EngineName, str] = field(default_factory=dict)
     broken: dict[EngineName, str] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
@@ -66,6 +71,22 @@ class Judged:
     verdicts: tuple[Verdict, ...]
     document: Artifact
     files: tuple[Artifact, ...]
+
+
+def with_inputs(latencies: Latencies, measuring: Measuring, test: ImageSet, weights: str) -> Latencies:
+    """Return what was measured with what it rests on among its conditions.
+
+    Args:
+        latencies: As they were measured.
+        measuring: Its budget is named.
+        test: The test images; they are named by a digest that does not depend on their order.
+        weights: The digest of the weights that eager was made from.
+    """
+    budget = {name: getattr(measuring, name) for name in ("max_drop", "min_speedup", "confidence")}
+    labels = [None] * len(test) if test.labels is None else test.labels.tolist()
+    images = sorted(zip(test.digests, map(str, labels), strict=True))
+    inputs: dict[str, JsonValue] = {"budget": budget, "test_images": sha256_json(images), "weights": weights}
+    return replace(latencies, conditions={**latencies.conditions, **inputs})
 
 
 def judge_all(

@@ -22,6 +22,7 @@ from resedge.artifacts import (
     sha256_json,
 )
 from resedge.images import ImageSet
+from resedge.pipeline.differing import Differences, differences
 from resedge.pipeline.energy import Arm, energy_and_settings, power_mode
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.reporting import Reporter
@@ -115,6 +116,7 @@ class Compared:
     """An engine against eager: on the test images, and on the golden ones (a fraction)."""
 
     accuracy: Accuracy
+    differences: Differences
     golden_agreement: float
 
 
@@ -146,8 +148,8 @@ def measured_accuracy(
 
     def make(_folder: Path) -> Compared:
         eager: Float32Array = np.load(answers.value.test_logits.path)
-        accuracy = accuracy_of(engine, data.test, data.preprocessing, eager, measuring, site.reporter)
-        return Compared(accuracy, golden_agreement(engine, answers.value.golden, measuring.threads))
+        found = accuracy_of(engine, data.test, data.preprocessing, eager, measuring, site.reporter)
+        return Compared(*found, golden_agreement(engine, answers.value.golden, measuring.threads))
 
     return run_stage(site, key, Compared, make)
 
@@ -173,7 +175,7 @@ def accuracy_of(
     eager: Float32Array,
     measuring: Measuring,
     progress: Progress,
-) -> Accuracy:
+) -> tuple[Accuracy, Differences]:
     """Compare an engine's logits on the test images with eager's, (N, classes) float32."""
     from resedge.benchmarks.accuracy import compare
     from resedge.runtimes.table import runtime
@@ -182,7 +184,8 @@ def accuracy_of(
     with runtime(engine.runtime).open(engine, RunOptions(measuring.threads)) as run:
         label = f"{engine.runtime} {engine.precision}, test"
         logits = evaluate(run, test, preprocessing, progress, label, size)
-    return compare(eager, logits, test.labels, measuring.confidence)
+    accuracy = compare(eager, logits, test.labels, measuring.confidence)
+    return accuracy, differences(eager, logits, test.labels)
 
 
 def measured_latency(

@@ -110,12 +110,13 @@ class BuildingOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of a bench."""
+    """The options of a bench; `compare` is the document of an earlier one."""
 
     bundle: Path
     test_data: Path | None = None
     selection: Selection = Selection()
     measuring: Measuring = field(default_factory=Measuring)
+    compare: Path | None = None
 
 
 def select(backends: Sequence[str], precisions: Sequence[str]) -> Selection:

@@ -48,7 +48,7 @@ def test_the_bundle_holds_what_the_design_says(job: Job) -> None:
             *("onnx/folding.json", "onnx/half.json"),
             "reference/source.json",
             "reference/weights.safetensors",
-            "verdicts/all.json",
+            *("verdicts/all.json", "verdicts/report.html"),
             *(
                 f"verdicts/{name}.json"
                 for name in (

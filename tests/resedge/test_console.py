@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from resedge.benchmarks.comparing import AccuracyChange, Changes, EngineChange, LatencyChange
 from resedge.calibration.blame import LayerError
-from resedge.console import print_comparison
+from resedge.console import print_changes, print_comparison
 from resedge.pipeline.comparing import Comparison
 
 SOUND = LayerError("a.out", ("a",), 40.0, 41.0, 50.0, 0.0, 0.0, ("a",), ("b",))
@@ -62,4 +63,21 @@ def test_a_comparison_is_said(
     print_comparison(found)
     text = " ".join(capsys.readouterr().out.split())
     for words in said:
+        assert words in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_changes_are_printed_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    latency = LatencyChange(0.9, 0.88, 0.92, "slower", "rounds", 4.0, 3.6)
+    accuracy = AccuracyChange("top-1", 0.01, -0.002, 0.022, "not shown to differ", -0.001)
+    engine = EngineChange("openvino", "int8", "pass", "fail", latency, accuracy)
+    gone = EngineChange("tensorrt", "int8", "pass", "unavailable", None, None)
+    print_changes(Changes(0.95, (engine, gone), ("[old] fp32",), (), False, ("other weights",)))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for words in ("-10.0", "slower", "+1.00", "pass → ", "unavailable", "only in the older run: [old] fp32"):
         assert words in text
