@@ -110,12 +110,31 @@ class BuildingOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of a bench."""
+    """The options of a bench.
+
+    `rounds` are shared between that many fresh `processes`. `self_check` also compares eager with itself.
+
+    Raises:
+        UsageError: There are too few rounds.
+    """
 
     bundle: Path
     test_data: Path | None = None
     selection: Selection = Selection()
     measuring: Measuring = field(default_factory=Measuring)
+    rounds: int = 20
+    processes: int = 3
+    self_check: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 2:
+            raise UsageError(f"{self.rounds} is too few.", where="--rounds", cure="From 2 up.")
+        if not 1 <= self.processes <= self.rounds:
+            raise UsageError(
+                f"{self.processes} processes cannot share {self.rounds} rounds.",
+                where="--processes",
+                cure="From 1 to one a round.",
+            )
 
 
 def select(backends: Sequence[str], precisions: Sequence[str]) -> Selection:
