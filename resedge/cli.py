@@ -138,6 +138,32 @@ def _batch_range(command: F) -> F:
     return option(command)
 
 
+def _rounds(command: F) -> F:
+    for option in (
+        click.option(
+            "--self-check",
+            is_flag=True,
+            help="Also compare eager with a second instance of itself. A difference is an alarm (exit 1).",
+        ),
+        click.option(
+            "--processes",
+            type=click.IntRange(1),
+            default=3,
+            show_default=True,
+            help="Fresh processes that share the rounds.",
+        ),
+        click.option(
+            "--rounds",
+            type=click.IntRange(2),
+            default=20,
+            show_default=True,
+            help="Interleaved rounds of latency, one block an engine each.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _output(command: F) -> F:
     quiet = click.option("-q", "--quiet", is_flag=True, help="Print the result and warnings alone.")
     json_file = click.option("--json", "json_file", type=_PATH, help="Also write the verdicts to this file.")
@@ -261,6 +287,7 @@ def export(
 @main.command()
 @click.argument("bundle", type=_PATH, required=False)
 @click.option("--test-data", type=_PATH, help="A folder of images, one subfolder a class.")
+@_rounds
 @_selection
 @_measuring
 @_output
@@ -269,13 +296,17 @@ def bench(
     test_data: Path | None,
     backends: Sequence[str],
     precision: str,
+    rounds: int,
+    processes: int,
+    self_check: bool,
     quiet: bool,
     json_file: Path | None,
     **measuring: Any,  # noqa: ANN401 - the options of `_measuring`
 ) -> int:
     """Measure the engines of BUNDLE on this machine against its eager model.
 
-    Accuracy on the test images, latency at batch 1 in interleaved blocks. The bundle is not changed.
+    Accuracy on the test images, latency at batch 1 in interleaved blocks. The bundle is not changed. Ctrl-C
+    during the rounds ends them: the verdicts are then of what was measured until then.
     Without BUNDLE: ./notebook.resedge, made first if it is not there.
     """
     from resedge.pipeline.benching import bench as run
@@ -290,7 +321,7 @@ def bench(
             bundle = Path("notebook.resedge")
             if not bundle.exists():
                 make(ExportOptions(out=bundle, measuring=how), reporter)
-        result = run(BenchOptions(bundle, test_data, selection, how), reporter)
+        result = run(BenchOptions(bundle, test_data, selection, how, rounds, processes, self_check), reporter)
     _print_result(result, json_file)
     return result.exit_code
 
