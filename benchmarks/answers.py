@@ -59,9 +59,9 @@ def worst_class(
         for flipped in (eager_right & ~engine_right, engine_right & ~eager_right)
     )
     counts = [(int(b), int(c), int(n)) for b, c, n in zip(lost, won, images, strict=True)]
-    by_bound = sorted(counts, key=lambda count: drop_upper(*count, confidence))
+    by_bound = sorted(counts, key=lambda count: drop_upper(count[0], count[1], count[2], confidence))
     levels = [1 - (1 - confidence) / (len(by_bound) - done) for done in range(len(by_bound))]
-    upper = max(drop_upper(*count, level) for count, level in zip(by_bound, levels, strict=True))
+    upper = max(drop_upper(b, c, n, level) for (b, c, n), level in zip(by_bound, levels, strict=True))
     drops = (lost - won) / images
     worst = int(drops.argmax())
     return WorstClass(int(numbers[worst]), int(images[worst]), float(drops[worst]), upper)

@@ -92,7 +92,7 @@ def _say_timed(latencies: Latencies, options: BenchOptions, reporter: Reporter) 
     rounds = f"{options.rounds} interleaved rounds in {options.processes} processes"
     reporter.stage("time", f"{rounds} at batch 1, {options.measuring.threads} threads")
     if latencies.partial:
-        reporter.warn("interrupted: the verdicts are of the rounds until then")
+        reporter.warn("interrupted: the verdicts are of the rounds that were whole by then")
     measuring.say_disturbances(latencies, reporter)
     say_energy(latencies.conditions, reporter)
     if check := latencies.self_check:

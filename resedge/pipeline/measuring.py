@@ -250,11 +250,13 @@ def latencies_of(
     """
     from resedge.benchmarks.conditions import Watch, conditions
     from resedge.benchmarks.latency import compare, eager_latency, self_check
+    from resedge.benchmarks.rounds import Samples
     from resedge.benchmarks.stability import stability
     from resedge.jetson import recording
 
     inputs = test.select(range(min(LATENCY_IMAGES, len(test)))).prepared(preprocessing)
     tegrastats = recording.find()
+    sessions: tuple[Samples, ...]
     with Watch(tegrastats) as watch:
         if processes is None:
             sessions, partial = (time_here(job, inputs, progress),), False

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from resedge.artifacts import Latency
+from resedge.artifacts import Latency, Relation
 from resedge.benchmarks.bounds import drop_upper
 from resedge.benchmarks.distributions import binomial_upper
 from resedge.benchmarks.latency import compare, self_check
@@ -94,7 +95,7 @@ def test_the_interval_covers_and_faster_is_true(
 
 
 @pytest.mark.parametrize(("ratio", "word"), [(0.90, "faster"), (1.00, "equivalent"), (1.10, "slower")])
-def test_what_is_plain_is_said(new_rig: type[Rig], ratio: float, word: str) -> None:
+def test_what_is_plain_is_said(new_rig: type[Rig], ratio: float, word: Relation) -> None:
     said = [one.relation for one in sessions(new_rig, "steady", ratio, SHORT)]
     assert said.count(word) >= 0.9 * SHORT  # the others: true, and less sharp
 
@@ -203,14 +204,15 @@ def test_of_five_engines_at_the_margin_hardly_ever_one_is_certified(promise: Pro
     wrong, number = 0, 5 * promise.sessions
     for _ in range(number):
         drawn = generator.multinomial(1000, [0.02, 0.01, 0.97], size=5)
-        claims = {
-            engine: lambda level, b=int(b), c=int(c): drop_upper(b, c, 1000, level) <= 0.01
-            for engine, (b, c, _) in enumerate(drawn)
-        }
+        claims = {engine: partial(_certified, int(b), int(c)) for engine, (b, c, _) in enumerate(drawn)}
         held_to = holm(claims, 0.95)
         wrong += any(claims[engine](level) for engine, level in held_to.items())
     allowed = Promise(number, promise.exact)
     assert wrong <= allowed.at_most(FALSE_CERTIFICATES)
+
+
+def _certified(b: int, c: int, confidence: float) -> bool:
+    return drop_upper(b, c, 1000, confidence) <= 0.01
 
 
 @pytest.mark.parametrize(("images", "differing"), [(1000, 3), (5000, 20)])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from resedge.benchmarks.multiplicity import holm
+
+
+def is_shown(p_value: float, confidence: float) -> bool:
+    return p_value <= 1 - confidence
 
 
 def shown_by_p_values(p_values: list[float], risk: float) -> set[int]:
@@ -21,7 +27,7 @@ def shown_by_p_values(p_values: list[float], risk: float) -> set[int]:
 @pytest.mark.parametrize("seed", range(40))
 def test_what_is_shown_is_what_p_values_show(seed: int) -> None:
     p_values = list(np.random.default_rng(seed).uniform(0, 0.08, size=5))
-    held_to = holm({i: lambda level, p=p: p <= 1 - level for i, p in enumerate(p_values)}, 0.95)
+    held_to = holm({i: partial(is_shown, p) for i, p in enumerate(p_values)}, 0.95)
     shown = {i for i, level in held_to.items() if p_values[i] <= 1 - level}
     assert shown == shown_by_p_values(p_values, 0.05)
 
