@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from resedge.artifacts import JsonValue
+from resedge.benchmarks.kernel import Clocks, pages_swapped_in, span_of_thirds, text, throttle_events
+from resedge.benchmarks.stability import Seen
 from resedge.benchmarks.telemetry import ROUNDS_INTERVAL_MS, summary
 from resedge.jetson.recording import Recording, watch
 
@@ -31,13 +33,13 @@ def conditions(threads: int, libraries: Iterable[str]) -> dict[str, JsonValue]:
         libraries: Names of installed distributions, such as "torch"; numpy is added, and one that is
             not installed is left out.
     """
-    cpuinfo = _text("/proc/cpuinfo")
+    cpuinfo = text("/proc/cpuinfo")
     cpus = sorted(os.sched_getaffinity(0))
     return {
         "cpu": cpu_model(cpuinfo),
         "cpus_available": len(cpus),
         "isa": list(isa_flags(cpuinfo)),
-        "governor": governor([_text(_GOVERNOR.format(cpu)) for cpu in cpus]),
+        "governor": governor([text(_GOVERNOR.format(cpu)) for cpu in cpus]),
         "threads": threads,
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -65,6 +67,7 @@ class Watch:
         """
         if self._tegrastats:
             self._recording = self._open.enter_context(watch(self._tegrastats, ROUNDS_INTERVAL_MS))
+        self._clocks = self._open.enter_context(Clocks())
         self._load = os.getloadavg()[0]
         self._before = self._after = _moment()
         return self
@@ -79,14 +82,27 @@ class Watch:
         self._after = _moment()
         self._open.close()
 
-    def found(self) -> dict[str, JsonValue]:
-        """Return the load average before, and how many cores others kept busy during the block.
+    def seen(self) -> Seen:
+        """Return what the machine did during the block."""
+        return Seen(
+            foreign_cores(self._before, self._after),
+            span_of_thirds(self._clocks.megahertz),
+            _increase(self._before.throttled, self._after.throttled),
+            _increase(self._before.swapped_in, self._after.swapped_in),
+        )
 
-        The latter is None where the system does not say. On a Jetson: what tegrastats said, too.
+    def found(self) -> dict[str, JsonValue]:
+        """Return the load average before, and what else the machine did during the block.
+
+        None where the system does not say. On a Jetson: what tegrastats said, too.
         """
+        seen = self.seen()
         found: dict[str, JsonValue] = {
             "load_average_before": round(self._load, 2),
-            "foreign_cpu_cores": foreign_cores(self._before, self._after),
+            "foreign_cpu_cores": seen.foreign_cores,
+            "clock_mhz": seen.clock_mhz,
+            "throttled": seen.throttled,
+            "pages_swapped_in": seen.swapped_in,
         }
         if self._recording:
             found["tegrastats"] = summary(self._recording, ROUNDS_INTERVAL_MS)
@@ -95,11 +111,16 @@ class Watch:
 
 @dataclass(frozen=True)
 class Moment:
-    """Seconds: of the clock, of CPU used by the whole machine (None: unknown), and by this process."""
+    """Seconds: of the clock, of CPU used by the whole machine (None: unknown), and by this process.
+
+    `throttled` and `swapped_in` count since the machine's start (None: unknown).
+    """
 
     clock: float
     machine: float | None
     own: float
+    throttled: int | None = None
+    swapped_in: int | None = None
 
 
 def foreign_cores(before: Moment, after: Moment) -> float | None:
@@ -153,13 +174,19 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def _moment() -> Moment:
-    ticks = busy_ticks(_text("/proc/stat"))
+    ticks = busy_ticks(text("/proc/stat"))
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return Moment(
         clock=time.monotonic(),
         machine=None if ticks is None else ticks / os.sysconf("SC_CLK_TCK"),
         own=sum(usage.ru_utime + usage.ru_stime for usage in used),
+        throttled=throttle_events(),
+        swapped_in=pages_swapped_in(),
     )
+
+
+def _increase(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
 
 
 def _field(cpuinfo: str, name: str) -> str | None:
@@ -168,11 +195,3 @@ def _field(cpuinfo: str, name: str) -> str | None:
         if key.strip() == name:
             return value.strip()
     return None
-
-
-def _text(path: str) -> str:
-    """A file of the kernel's, or nothing where this system does not have it."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -39,6 +39,44 @@ def binomial_upper(events: int, trials: int, confidence: float) -> float:
     return 1.0 if events == trials else float(betaincinv(events + 1, trials - events, confidence))
 
 
+def binomial_cdf(events: int, trials: int, rate: float) -> float:
+    """Return the probability of at most so many events.
+
+    Raises:
+        RuntimeUnavailable: scipy is not installed.
+    """
+    with _scipy_needed():
+        from scipy.special import bdtr
+    return float(bdtr(events, trials, rate))
+
+
+def binomial_quantile(probability: float, trials: int, rate: float) -> int:
+    """Return the smallest number of events that is not exceeded with at least that probability.
+
+    Raises:
+        RuntimeUnavailable: scipy is not installed.
+    """
+    below, enough = -1, trials
+    while enough - below > 1:
+        middle = (below + enough) // 2
+        if binomial_cdf(middle, trials, rate) >= probability:
+            enough = middle
+        else:
+            below = middle
+    return enough
+
+
+def beta_cdf(value: float, a: float, b: float) -> float:
+    """Return the regularised incomplete beta function I(value; a, b).
+
+    Raises:
+        RuntimeUnavailable: scipy is not installed.
+    """
+    with _scipy_needed():
+        from scipy.special import betainc
+    return float(betainc(a, b, value))
+
+
 def root(function: Callable[[float], float], low: float, high: float) -> float:
     """Return where `function`, of different signs at `low` and `high`, crosses zero (Brent 1973).
 

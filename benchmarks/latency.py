@@ -1,133 +1,114 @@
-"""Interleaved timing of engines beside eager, and what it says of their ratio.
+"""What interleaved rounds say of the ratio of two systems' times.
 
-Timing one system after the other calls equal systems different as soon as the machine warms up. Here every
-system ("arm") runs one block in each round, in random order; a round gives one log ratio of block
-medians, and only those few are treated as independent: single calls are autocorrelated.
+A round gives one log ratio of block medians, and only those few are treated as independent: single calls are
+autocorrelated. Several engines that are measured at once share the risk of a wrong word: each interval has
+the confidence 1 - (1 - c) / m for m engines (Bonferroni), so that all of them hold at once with confidence c,
+and the relation is read from that interval.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import random
-import statistics
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from resedge.artifacts import Latency, Relation
+from resedge.artifacts import BestEager, EagerLatency, Latency, Relation, SelfCheck
 from resedge.benchmarks.distributions import signed_rank_cdf, student_quantile
-from resedge.protocols import Int64Array, Progress
+from resedge.benchmarks.rounds import Samples
+from resedge.benchmarks.tails import distribution, percentile
+from resedge.protocols import Int64Array
 
-Arm = Callable[[], object]
-Clock = Callable[[], int]
 Float64Array = npt.NDArray[np.float64]
 
 EQUIVALENT_WITHIN = 0.02
+NOT_SLOWER_FROM = 1 / (1 + EQUIVALENT_WITHIN)
 
-_CALLS_BEFORE_A_BLOCK = 3
-_WARM_WINDOW_NS = 100_000_000
-_WARM_WINDOW_CALLS = 5
-_WARM_WINDOWS = 3
-_WARM_AGREEMENT = 0.03
+# An honest rig gives an alarm in one run of a hundred, not of twenty: an alarm ends a gate.
+SELF_CHECK_CONFIDENCE = 0.99
+
 _FEWEST_PAIRS_FOR_RANKS = 6
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What `measure` saw: the nanoseconds of every call.
-
-    `nanoseconds` maps an arm to (rounds, calls) int64, `orders` has each round's order of the arms,
-    and `unsettled` names the arms that were still changing when their warm-up ended.
-    """
-
-    nanoseconds: Mapping[str, Int64Array]
-    orders: tuple[tuple[str, ...], ...]
-    unsettled: tuple[str, ...]
-
-
-def measure(
-    arms: Mapping[str, Arm],
+def compare(
+    sessions: Sequence[Samples],
     reference: str,
-    *,
-    rounds: int,
-    block_seconds: float,
-    min_calls: int,
-    seed: int,
-    progress: Progress,
-    warm_seconds: float = 5.0,
-    clock: Clock = time.perf_counter_ns,
-) -> Samples:
-    """Time arms in interleaved blocks.
+    best_eager: str,
+    engine: str,
+    confidence: float,
+    comparisons: int = 1,
+) -> Latency:
+    """Compare one arm with the reference and with eager's other form.
 
     Args:
-        arms: Functions that make one synchronous inference each.
-        reference: The arm that the others will be compared with.
-        rounds: Blocks of each arm, at least 2.
-        block_seconds: How long a block is to last; an arm's number of calls follows from its warm-up
-            and is the same in all rounds.
-        min_calls: The fewest calls of a block, at least 1.
-        seed: Of the order of the arms, drawn anew for each round.
-        progress: Told of each round.
-        warm_seconds: When to stop warming an arm up that does not settle.
-        clock: Nanoseconds, monotonic.
-
-    Raises:
-        ValueError: The reference is not an arm, or there are too few rounds or calls.
-    """
-    if reference not in arms or rounds < 2 or min_calls < 1:
-        raise ValueError(f"{reference=} of {list(arms)}, {rounds=}, {min_calls=} cannot be measured")
-    calls: dict[str, int] = {}
-    unsettled: list[str] = []
-    progress.start("latency", rounds)
-    for name, arm in arms.items():
-        call_ns, settled = _warm_up(arm, warm_seconds, clock)
-        calls[name] = max(min_calls, math.ceil(block_seconds * 1e9 / call_ns))
-        if not settled:
-            unsettled.append(name)
-    nanoseconds = {name: np.empty((rounds, calls[name]), np.int64) for name in arms}
-    orders: list[tuple[str, ...]] = []
-    shuffle = random.Random(seed)
-    for number in range(rounds):
-        order = tuple(shuffle.sample(list(arms), len(arms)))
-        for name in order:
-            with _no_garbage_collection():
-                _time_block(arms[name], nanoseconds[name][number], clock)
-        orders.append(order)
-        progress.advance(1)
-    progress.finish()
-    return Samples(nanoseconds, tuple(orders), tuple(unsettled))
-
-
-def compare(samples: Samples, reference: str, best_eager: str, engine: str, confidence: float) -> Latency:
-    """Compare one arm with the reference and with eager's best form.
-
-    Args:
-        samples: From `measure`.
+        sessions: From `measure`, one of each process, in order; two rounds or more in all.
         reference: The arm of eager as it was loaded.
-        best_eager: The arm of eager in its fastest memory format.
+        best_eager: The arm of eager in the other memory format.
         engine: The arm that is judged.
-        confidence: Of the two-sided interval of the ratio, such as 0.95.
+        confidence: Of the two-sided intervals of all arms at once, such as 0.95.
+        comparisons: How many arms are judged in this run.
     """
-    speedup, low, high = ratio_interval(_log_ratios(samples, reference, engine), confidence)
-    over_best, _, _ = ratio_interval(_log_ratios(samples, best_eager, engine), confidence)
-    rounds, calls = samples.nanoseconds[engine].shape
-    return Latency(
-        p50_ms=_p50_ms(samples, engine),
-        p50_ms_eager=_p50_ms(samples, reference),
+    log_ratios = _log_ratios(sessions, reference, engine)
+    each = 1 - (1 - confidence) / comparisons
+    speedup, low, high = ratio_interval(log_ratios, each)
+    over_best, _, _ = ratio_interval(_log_ratios(sessions, best_eager, engine), confidence)
+    calls = _calls(sessions, engine)
+    found = Latency(
+        p50_ms=_p50_ms(calls),
+        p50_ms_eager=_p50_ms(_calls(sessions, reference)),
         speedup=speedup,
         speedup_low=low,
         speedup_high=high,
         speedup_best_eager=over_best,
         relation=relation(1 / high, 1 / low),
-        rounds=rounds,
-        calls_per_block=calls,
+        rounds=len(log_ratios),
+        calls_per_block=min(session.nanoseconds[engine].shape[1] for session in sessions),
+        p90_ms=percentile(calls, 0.9),
+        p95_ms=percentile(calls, 0.95),
+        p99_ms=percentile(calls, 0.99),
+        p999_ms=percentile(calls, 0.999),
+        log_ratios=tuple(map(float, log_ratios)),
+        processes=tuple(len(session.orders) for session in sessions),
+        distribution=distribution(calls),
     )
+    if found.relation != "inconclusive":
+        return found
+    return replace(found, rounds_needed=further_rounds(found, NOT_SLOWER_FROM, 1.0))
+
+
+def eager_latency(sessions: Sequence[Samples], forms: Sequence[tuple[str, str]]) -> EagerLatency:
+    """Return eager's own latency.
+
+    Args:
+        sessions: As for `compare`.
+        forms: Arm and memory format of each of eager's forms, the one as it was loaded first.
+    """
+    best = min((_p50_ms(_calls(sessions, arm)), memory_format) for arm, memory_format in forms)
+    calls = _calls(sessions, forms[0][0])
+    return EagerLatency(
+        p50_ms=_p50_ms(calls),
+        p90_ms=percentile(calls, 0.9),
+        p95_ms=percentile(calls, 0.95),
+        p99_ms=percentile(calls, 0.99),
+        p999_ms=percentile(calls, 0.999),
+        distribution=distribution(calls),
+        best=BestEager(best[1], best[0]),
+    )
+
+
+def self_check(sessions: Sequence[Samples], reference: str, again: str) -> SelfCheck:
+    """Compare the reference with a second instance of itself; a difference is an alarm.
+
+    Args:
+        sessions: As for `compare`.
+        reference: The arm of eager as it was loaded.
+        again: The arm of the second instance.
+    """
+    ratio, low, high = ratio_interval(_log_ratios(sessions, reference, again), SELF_CHECK_CONFIDENCE)
+    found = relation(1 / high, 1 / low)
+    return SelfCheck(found, ratio, low, high, alarm=found in ("faster", "slower"))
 
 
 def ratio_interval(log_ratios: Float64Array, confidence: float) -> tuple[float, float, float]:
@@ -192,54 +173,21 @@ def further_rounds(latency: Latency, passes_above: float, fails_below: float) ->
     return max(needed - latency.rounds, 1)
 
 
-def _log_ratios(samples: Samples, numerator: str, denominator: str) -> Float64Array:
-    above, below = (np.log(np.median(samples.nanoseconds[name], axis=1)) for name in (numerator, denominator))
-    ratios: Float64Array = above - below
-    return ratios
+def log_medians(sessions: Sequence[Samples], arm: str) -> Float64Array:
+    """Return the logarithm of each block's median, (rounds,) float64, over all sessions in order."""
+    each = [np.median(session.nanoseconds[arm], axis=1) for session in sessions if session.orders]
+    medians: Float64Array = np.log(np.concatenate(each))
+    return medians
 
 
-def _p50_ms(samples: Samples, arm: str) -> float:
-    return float(np.median(samples.nanoseconds[arm])) / 1e6
+def _log_ratios(sessions: Sequence[Samples], numerator: str, denominator: str) -> Float64Array:
+    return log_medians(sessions, numerator) - log_medians(sessions, denominator)
 
 
-def _warm_up(arm: Arm, seconds: float, clock: Clock) -> tuple[float, bool]:
-    """Call until three windows' medians agree; return the last in ns, and whether they did."""
-    begin = clock()
-    medians: deque[float] = deque(maxlen=_WARM_WINDOWS)
-    while True:
-        medians.append(_window_median(arm, clock))
-        if len(medians) == _WARM_WINDOWS and max(medians) <= min(medians) * (1 + _WARM_AGREEMENT):
-            return medians[-1], True
-        if clock() - begin >= seconds * 1e9:
-            return medians[-1], False
+def _calls(sessions: Sequence[Samples], arm: str) -> Int64Array:
+    """Return the nanoseconds of all calls of an arm, (N,) int64."""
+    return np.concatenate([session.nanoseconds[arm].ravel() for session in sessions])
 
 
-def _window_median(arm: Arm, clock: Clock) -> float:
-    begin = clock()
-    times: list[int] = []
-    while len(times) < _WARM_WINDOW_CALLS or clock() - begin < _WARM_WINDOW_NS:
-        called = clock()
-        arm()
-        times.append(clock() - called)
-    return max(statistics.median(times), 1.0)
-
-
-def _time_block(arm: Arm, into: Int64Array, clock: Clock) -> None:
-    """Call once for each place of `into`, (calls,) int64, and write the nanoseconds there."""
-    for _ in range(_CALLS_BEFORE_A_BLOCK):
-        arm()
-    for call in range(len(into)):
-        begin = clock()
-        arm()
-        into[call] = clock() - begin
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+def _p50_ms(calls: Int64Array) -> float:
+    return float(np.median(calls)) / 1e6

@@ -91,6 +91,21 @@ def circumstances(conditions: JsonValue) -> str:
     return "; ".join(parts)
 
 
+def run_notes(document: Mapping[str, JsonValue]) -> list[str]:
+    """Return lines on a run that was interrupted, disturbed, or found eager different from itself."""
+    stability, check = document.get("stability"), document.get("self_check")
+    notes = ["interrupted: of the rounds until then"] if document.get("partial") else []
+    if isinstance(stability, Mapping) and not stability["stable"]:
+        reasons = stability["reasons"]
+        assert isinstance(reasons, (list, tuple))
+        notes.append(f"unstable: {'; '.join(map(str, reasons))}")
+    if isinstance(check, Mapping) and check["alarm"]:
+        notes.append(
+            f"alarm: eager is {check['relation']} than itself, so no ratio of this run can be trusted"
+        )
+    return notes
+
+
 def document(
     model: str, reference: str, conditions: Mapping[str, JsonValue], verdicts: Sequence[Verdict]
 ) -> dict[str, JsonValue]:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from resedge.artifacts import Accuracy, JsonValue, Latency, Outcome, Verdict
-from resedge.benchmarks.accuracy import drop_lower, images_needed
+from resedge.benchmarks.bounds import drop_lower, drop_upper, images_needed
 from resedge.benchmarks.distributions import binomial_upper
-from resedge.benchmarks.latency import EQUIVALENT_WITHIN, further_rounds
+from resedge.benchmarks.latency import NOT_SLOWER_FROM, further_rounds
+from resedge.benchmarks.multiplicity import holm
 from resedge.errors import RuntimeUnavailable, UsageError
+
+K = TypeVar("K")
 
 _WORST_FIRST: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
 
@@ -42,9 +47,29 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The confidence with which a drop must be shown to be within the budget, and to be beyond it."""
+
+    within: float
+    beyond: float
+
+
+@dataclass(frozen=True)
 class _Finding:
     outcome: Outcome
     reason: str = ""
+    images_needed: int | None = None
+
+
+def levels(accuracies: Mapping[K, Accuracy], budget: Budget) -> dict[K, Levels]:
+    """Return what each of several engines is held to, so that they are right together (Holm 1979).
+
+    With the budget's confidence no engine is said to be within it that is not, and none to be beyond it that
+    is not; one engine alone is held to that confidence itself.
+    """
+    within = holm({name: partial(_is_within, a, budget) for name, a in accuracies.items()}, budget.confidence)
+    beyond = holm({name: partial(_is_beyond, a, budget) for name, a in accuracies.items()}, budget.confidence)
+    return {name: Levels(within[name], beyond[name]) for name in accuracies}
 
 
 def judge(
@@ -54,6 +79,9 @@ def judge(
     latency: Latency,
     budget: Budget,
     conditions: Mapping[str, JsonValue],
+    *,
+    held_to: Levels | None = None,
+    stable: bool = True,
 ) -> Verdict:
     """Judge one engine; `accuracy` and `latency` were compared at the budget's confidence.
 
@@ -64,17 +92,19 @@ def judge(
         latency: Against eager in the same interleaved run.
         budget: What it may cost.
         conditions: What it was measured under.
+        held_to: From `levels`, where several engines are judged; None for one alone.
+        stable: Whether its times may settle anything. From a run that was disturbed they may not.
     """
-    accuracy_finding = (
-        _judge_agreement(accuracy, budget) if accuracy.drop_upper is None else _judge_drop(accuracy, budget)
-    )
-    findings = (accuracy_finding, _judge_latency(latency, budget))
+    held_to = held_to or Levels(budget.confidence, budget.confidence)
+    judge_accuracy = _judge_agreement if accuracy.drop_upper is None else _judge_drop
+    on_accuracy = judge_accuracy(accuracy, budget, held_to)
+    findings = (on_accuracy, _judge_latency(latency, budget, stable=stable))
     return Verdict(
         runtime,
         precision,
         outcome=min((finding.outcome for finding in findings), key=_WORST_FIRST.index),
         reasons=tuple(finding.reason for finding in findings if finding.reason),
-        accuracy=accuracy,
+        accuracy=replace(accuracy, images_needed=on_accuracy.images_needed),
         latency=latency,
         conditions=conditions,
     )
@@ -85,80 +115,111 @@ def unavailable(runtime: str, precision: str, reason: str) -> Verdict:
     return Verdict(runtime, precision, "unavailable", reasons=(reason,))
 
 
-def exit_code(verdicts: Sequence[Verdict], owed: AbstractSet[str]) -> int:
+def exit_code(verdicts: Sequence[Verdict], owed: AbstractSet[str], *, alarm: bool = False) -> int:
     """Return the exit code of a run that ended with these verdicts.
 
     Args:
         verdicts: Of all engines.
         owed: The runtimes that must have an engine: those that the user named, and those that are
             installed.
+        alarm: Whether eager came out faster or slower than itself.
 
     Returns:
-        4 if one that is owed was not there, or none was; else 1 if a verdict failed, else 3 if one is
-        inconclusive, else 0.
+        4 if one that is owed was not there, or none was; else 1 if a verdict failed or there is an alarm,
+        else 3 if one is inconclusive, else 0.
     """
     missing = [verdict for verdict in verdicts if verdict.outcome == "unavailable"]
     nothing_there = bool(verdicts) and len(missing) == len(verdicts)
     if nothing_there or any(verdict.runtime in owed for verdict in missing):
         return RuntimeUnavailable.exit_code
     outcomes = {verdict.outcome for verdict in verdicts}
-    return 1 if "fail" in outcomes else 3 if "inconclusive" in outcomes else 0
+    return 1 if alarm or "fail" in outcomes else 3 if "inconclusive" in outcomes else 0
 
 
-def _judge_drop(accuracy: Accuracy, budget: Budget) -> _Finding:
-    b, c, n = accuracy.negative_flips, accuracy.positive_flips, accuracy.images
-    drop, upper = accuracy.drop, accuracy.drop_upper
-    if b is None or c is None or drop is None or upper is None:
+def _is_within(accuracy: Accuracy, budget: Budget, confidence: float) -> bool:
+    """Whether the drop is shown to be within the budget."""
+    return _upper(accuracy, confidence) <= budget.max_drop
+
+
+def _is_beyond(accuracy: Accuracy, budget: Budget, confidence: float) -> bool:
+    """Whether the drop is shown to be beyond the budget, which it never is without labels."""
+    if accuracy.drop_upper is None:
+        return False
+    return drop_lower(*_flips(accuracy), accuracy.images, confidence) > budget.max_drop
+
+
+def _upper(accuracy: Accuracy, confidence: float) -> float:
+    """The upper bound of the drop; without labels it cannot exceed the rate of predictions that differ."""
+    if accuracy.drop_upper is None:
+        return binomial_upper(_differing(accuracy), accuracy.images, confidence)
+    return drop_upper(*_flips(accuracy), accuracy.images, confidence)
+
+
+def _flips(accuracy: Accuracy) -> tuple[int, int]:
+    b, c = accuracy.negative_flips, accuracy.positive_flips
+    if b is None or c is None or accuracy.drop is None:
         raise ValueError("an accuracy has the drop, its bound and the flips, or none of them")
-    if upper <= budget.max_drop:
+    return b, c
+
+
+def _differing(accuracy: Accuracy) -> int:
+    return round((1 - accuracy.agreement) * accuracy.images)
+
+
+def _judge_drop(accuracy: Accuracy, budget: Budget, held_to: Levels) -> _Finding:
+    (b, c), n = _flips(accuracy), accuracy.images
+    drop, allowed = (b - c) / n, f"the budget allows {_points(budget.max_drop)}"
+    if _is_within(accuracy, budget, held_to.within):
         return _Finding("pass")
-    lower = drop_lower(b, c, n, budget.confidence)
-    allowed = f"the budget allows {_points(budget.max_drop)}"
-    if lower > budget.max_drop:
+    if _is_beyond(accuracy, budget, held_to.beyond):
+        lower = drop_lower(b, c, n, held_to.beyond)
         return _Finding(
             "fail",
             f"top-1 drops by {_points(drop)} points, by at least {_points(lower)} with "
-            f"{_percent(budget.confidence)} confidence; {allowed}.",
+            f"{_percent(held_to.beyond)} confidence; {allowed}.",
         )
-    needed = images_needed(b, c, n, budget.max_drop, budget.confidence)
+    needed = images_needed(b, c, n, budget.max_drop, held_to.within)
     cure = f"about {needed:,} would settle it" if needed else "the drop lies on the limit itself"
     return _Finding(
         "inconclusive",
-        f"top-1 drops by {_points(drop)} points, at most {_points(upper)} with "
-        f"{_percent(budget.confidence)} confidence; {allowed}. {n:,} images are too few: {cure}.",
+        f"top-1 drops by {_points(drop)} points, at most {_points(_upper(accuracy, held_to.within))} with "
+        f"{_percent(held_to.within)} confidence; {allowed}. {n:,} images are too few: {cure}.",
+        needed,
     )
 
 
-def _judge_agreement(accuracy: Accuracy, budget: Budget) -> _Finding:
+def _judge_agreement(accuracy: Accuracy, budget: Budget, held_to: Levels) -> _Finding:
     """Without labels no drop is known, but it cannot exceed the rate of predictions that differ."""
-    n = accuracy.images
-    differ = round((1 - accuracy.agreement) * n)
-    upper = binomial_upper(differ, n, budget.confidence)
+    n, differ = accuracy.images, _differing(accuracy)
+    upper = _upper(accuracy, held_to.within)
     known = (
         f"without labels only the agreement is known: {differ:,} of {n:,} predictions differ, at most "
-        f"{100 * upper:.2f} % with {_percent(budget.confidence)} confidence"
+        f"{100 * upper:.2f} % with {_percent(held_to.within)} confidence"
     )
     if upper <= budget.max_drop:
         return _Finding("pass", f"{known}, and top-1 cannot drop by more.")
     limit = f"the budget allows a drop of {_points(budget.max_drop)} points"
-    needed = images_needed(differ, 0, n, budget.max_drop, budget.confidence)
+    needed = images_needed(differ, 0, n, budget.max_drop, held_to.within)
     if differ / n < budget.max_drop and needed:
-        return _Finding("inconclusive", f"{known}; {limit}. About {needed:,} images would settle it.")
+        return _Finding("inconclusive", f"{known}; {limit}. About {needed:,} images would settle it.", needed)
     return _Finding("inconclusive", f"{known}; {limit}. Labels would settle it.")
 
 
-def _judge_latency(latency: Latency, budget: Budget) -> _Finding:
+def _judge_latency(latency: Latency, budget: Budget, *, stable: bool) -> _Finding:
     fails_below = budget.min_speedup
-    passes_above = 1 / (1 + EQUIVALENT_WITHIN) if fails_below == 1 else fails_below
-    if latency.speedup_low >= passes_above:
+    passes_above = NOT_SLOWER_FROM if fails_below == 1 else fails_below
+    passes, fails = latency.speedup_low >= passes_above, latency.speedup_high < fails_below
+    if passes and stable:
         return _Finding("pass")
     measured = (
         f"runs at {latency.speedup:.2f}x eager's speed ({latency.speedup_low:.2f} to "
         f"{latency.speedup_high:.2f} with {_percent(budget.confidence)} confidence); the budget asks for "
         f"{budget.min_speedup:.4g}x"
     )
-    if latency.speedup_high < fails_below:
+    if fails and stable:
         return _Finding("fail", f"{measured}.")
+    if passes or fails:
+        return _Finding("inconclusive", f"{measured}. An unstable run settles nothing: repeat it.")
     more = further_rounds(latency, passes_above, fails_below)
     cure = f"about {more:,} more would settle it" if more else "the ratio lies on the limit itself"
     return _Finding("inconclusive", f"{measured}. {latency.rounds} rounds are too few: {cure}.")

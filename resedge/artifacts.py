@@ -1,27 +1,27 @@
 """The values that pass between the rooms: frozen, typed, and the same through JSON and back.
 
-`encode` and `decode` are the only way in and out. `decode` is strict: an unknown key, a missing key or a
-value of another type is an `InputRefused` that names the key, so nothing is guessed at a border.
-Needs the standard library alone.
+What turns them into JSON and back stands in `resedge.codec` and is imported from here. Needs the standard
+library alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import math
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Final, Literal
 
+from resedge.codec import JsonValue as JsonValue
+from resedge.codec import canonical_json as canonical_json
+from resedge.codec import decode as decode
+from resedge.codec import encode as encode
+from resedge.codec import load as load
+from resedge.codec import parse_json as parse_json
+from resedge.codec import read_text as read_text
 from resedge.errors import InputRefused, StaleArtifact
 
 FORMAT_VERSION: Final = 1
-
-JsonValue = Union[None, bool, int, float, str, Sequence["JsonValue"], Mapping[str, "JsonValue"]]  # noqa: UP007 - recursive
-T = TypeVar("T")
 
 Outcome = Literal["pass", "fail", "inconclusive", "unavailable"]
 Relation = Literal["faster", "not slower", "equivalent", "slower", "inconclusive"]
@@ -47,11 +47,6 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: JsonValue) -> str:
     """Return the SHA-256 of a value's canonical JSON."""
     return sha256_bytes(canonical_json(value).encode())
-
-
-def canonical_json(value: JsonValue) -> str:
-    """Return the one JSON text of a value: sorted keys, two spaces, no NaN, a newline at the end."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 # --- the values ----------------------------------------------------------------------------------
@@ -155,12 +150,23 @@ class Engine:
 
 
 @dataclasses.dataclass(frozen=True)
+class WorstClass:
+    """The class that loses most. `drop_upper` bounds the drop of every class (Holm over the classes)."""
+
+    number: int = dataclasses.field(metadata={"key": "class"})
+    images: int
+    drop: float
+    drop_upper: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Accuracy:
     """Engine against eager on the same test images. Fractions; None where there are no labels.
 
     `drop` is eager's top-1 minus the engine's, `drop_upper` its one-sided bound (Tango 1998; exact where
-    nothing flips back).
-    A negative flip: eager right, engine wrong.
+    nothing flips back), of this engine alone.
+    A negative flip: eager right, engine wrong. `kl` is the mean of KL(softmax eager || softmax engine), nats.
+    `top5` takes at least ten classes; `images_needed` is of a drop that could not be settled.
     """
 
     images: int
@@ -172,13 +178,37 @@ class Accuracy:
     drop_upper: float | None = None
     negative_flips: int | None = None
     positive_flips: int | None = None
+    top5: float | None = None
+    top5_eager: float | None = None
+    kl: float | None = None
+    worst_class: WorstClass | None = None
+    images_needed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Percentile:
+    """A percentile of single calls, with its two-sided 95 % interval. Milliseconds."""
+
+    ms: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """Of single calls: how many lie between one edge (milliseconds) and the next."""
+
+    edges_ms: tuple[float, ...]
+    counts: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
     """Array in to array out, synchronous, from interleaved blocks. Milliseconds and ratios.
 
-    `speedup` is eager's time over the engine's, with its two-sided interval.
+    `speedup` is eager's time over the engine's, with its two-sided interval, which holds for all engines of
+    the run at once. A percentile is None where too few calls were made for it. `log_ratios` has one number a
+    round, `processes` the rounds of each process, `rounds_needed` how many more would settle a relation.
     """
 
     p50_ms: float
@@ -190,6 +220,54 @@ class Latency:
     relation: Relation
     rounds: int
     calls_per_block: int
+    p90_ms: Percentile | None = None
+    p95_ms: Percentile | None = None
+    p99_ms: Percentile | None = None
+    p999_ms: Percentile | None = None
+    log_ratios: tuple[float, ...] = ()
+    processes: tuple[int, ...] = ()
+    distribution: Distribution | None = None
+    rounds_needed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BestEager:
+    """The memory format in which eager is fastest."""
+
+    memory_format: str
+    p50_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EagerLatency:
+    """Eager as it was loaded, in the rounds that its engines were measured in."""
+
+    p50_ms: float
+    p90_ms: Percentile | None
+    p95_ms: Percentile | None
+    p99_ms: Percentile | None
+    p999_ms: Percentile | None
+    distribution: Distribution
+    best: BestEager
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+    """Whether a run was undisturbed, and sentences on what disturbed it."""
+
+    stable: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfCheck:
+    """Eager against a second instance of itself: the first one's time over the second's, and its interval."""
+
+    relation: Relation
+    ratio: float
+    low: float
+    high: float
+    alarm: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,170 +281,3 @@ class Verdict:
     accuracy: Accuracy | None = None
     latency: Latency | None = None
     conditions: Mapping[str, JsonValue] = dataclasses.field(default_factory=dict)
-
-
-# --- JSON ----------------------------------------------------------------------------------------
-
-
-def encode(value: Any) -> JsonValue:  # noqa: ANN401 - any value of this module, or of its fields
-    """Return the JSON form of a value: dataclasses as objects, tuples as arrays, paths as POSIX text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
-    if isinstance(value, Path):
-        return value.as_posix()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} has no JSON form")
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def decode(kind: type[T], data: object, where: str) -> T:
-    """Build a `kind` from parsed JSON, or refuse it.
-
-    Args:
-        kind: A dataclass of this package.
-        data: What `json.loads` returned.
-        where: Named in the error, such as the file's path.
-
-    Raises:
-        InputRefused: A key is unknown or missing, or a value has another type; the key is named.
-    """
-    result: T = _decode(kind, data, where)
-    return result
-
-
-def load(kind: type[T], path: Path) -> T:
-    """Read and `decode` a JSON file.
-
-    Raises:
-        InputRefused: The file is missing, unreadable, no JSON, or not a `kind`.
-    """
-    return decode(kind, parse_json(read_text(path), str(path)), str(path))
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, or refuse it.
-
-    Raises:
-        InputRefused: The file is missing, unreadable or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputRefused(f"cannot be read ({reason}).", where=str(path)) from error
-
-
-def parse_json(text: str, where: str) -> object:
-    """Parse JSON, refusing what is not JSON, NaN, a key given twice, and an integer too long for Python.
-
-    Raises:
-        InputRefused: As above; `where` is named.
-    """
-
-    def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputRefused(f"the key {twice!r} is given twice.", where=where)
-        return dict(pairs)
-
-    def refuse_constant(name: str) -> None:
-        raise InputRefused(f"{name} is not a JSON number.", where=where)
-
-    try:
-        parsed: object = json.loads(text, object_pairs_hook=object_of, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:  # a ValueError: an integer of thousands of digits too
-        raise InputRefused(f"is not JSON ({error}).", where=where) from error
-    return parsed
-
-
-def _decode(kind: Any, data: object, where: str) -> Any:  # noqa: ANN401 - typed by `decode`
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, data, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if _is_json_value(origin, arguments):
-        return data
-    if origin is Literal:
-        if data in arguments:
-            return data
-        raise InputRefused(f"is {data!r}, expected one of {list(arguments)}.", where=where)
-    if origin in (Union, types.UnionType):
-        return _decode_union(arguments, data, where)
-    if origin is tuple:
-        return _decode_tuple(arguments, data, where)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(data, dict):
-            raise _wrong_type("an object", data, where)
-        return {key: _decode(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
-    if kind is Path:
-        if not isinstance(data, str):
-            raise _wrong_type("a path", data, where)
-        return _relative_path(data, where)
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if isinstance(data, kind) and not (kind is int and isinstance(data, bool)):
-        return data
-    raise _wrong_type(kind.__name__, data, where)
-
-
-def _is_json_value(origin: object, arguments: tuple[object, ...]) -> bool:
-    """Whether a type is `JsonValue`; resolving its recursion makes a union that is equal in content only."""
-    return origin is Union and {type(None), bool, int, float, str} <= set(arguments)
-
-
-def _decode_dataclass(kind: Any, data: object, where: str) -> Any:  # noqa: ANN401
-    if not isinstance(data, dict):
-        raise _wrong_type("an object", data, where)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in data:
-        if key not in fields:
-            raise InputRefused(f"unknown key {key!r} (known: {sorted(fields)}).", where=where)
-    for name in fields:
-        if name not in data:
-            raise InputRefused(f"the key {name!r} is missing.", where=where)
-    hints = get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], data[name], f"{where}: {name}") for name in fields})
-
-
-def _decode_union(arguments: tuple[Any, ...], data: object, where: str) -> Any:  # noqa: ANN401
-    if data is None and type(None) in arguments:
-        return None
-    failures = []
-    for option in arguments:
-        if option is type(None):
-            continue
-        try:
-            return _decode(option, data, where)
-        except InputRefused as error:
-            failures.append(error)
-    raise failures[0]
-
-
-def _decode_tuple(arguments: tuple[Any, ...], data: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(data, list):
-        raise _wrong_type("an array", data, where)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        kinds = (arguments[0],) * len(data)
-    elif len(arguments) == len(data):
-        kinds = arguments
-    else:
-        raise InputRefused(f"has {len(data)} items, expected {len(arguments)}.", where=where)
-    pairs = enumerate(zip(kinds, data, strict=True))
-    return tuple(_decode(item_kind, item, f"{where}[{i}]") for i, (item_kind, item) in pairs)
-
-
-def _relative_path(text: str, where: str) -> Path:
-    path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or "\\" in text or not path.parts:
-        raise InputRefused(f"{text!r} is not a relative path inside the bundle.", where=where)
-    return Path(path)
-
-
-def _wrong_type(expected: str, data: object, where: str) -> InputRefused:
-    return InputRefused(f"is {type(data).__name__} ({data!r:.60}), expected {expected}.", where=where)

@@ -138,6 +138,32 @@ def _batch_range(command: F) -> F:
     return option(command)
 
 
+def _rounds(command: F) -> F:
+    for option in (
+        click.option(
+            "--self-check",
+            is_flag=True,
+            help="Also compare eager with a second instance of itself. A difference is an alarm (exit 1).",
+        ),
+        click.option(
+            "--processes",
+            type=click.IntRange(1),
+            default=3,
+            show_default=True,
+            help="Fresh processes that share the rounds.",
+        ),
+        click.option(
+            "--rounds",
+            type=click.IntRange(2),
+            default=20,
+            show_default=True,
+            help="Interleaved rounds of latency, one block an engine each.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _output(command: F) -> F:
     quiet = click.option("-q", "--quiet", is_flag=True, help="Print the result and warnings alone.")
     json_file = click.option("--json", "json_file", type=_PATH, help="Also write the verdicts to this file.")
@@ -264,6 +290,7 @@ def export(
 @click.option("--html", type=_PATH, help="Also write a page with figures to this file.")
 @click.option("--markdown", type=_PATH, help="Also write the table for a pull request to this file.")
 @click.option("--compare", type=_PATH, help="Say what changed since this document of --json; see exit codes.")
+@_rounds
 @_selection
 @_measuring
 @_output
@@ -275,13 +302,17 @@ def bench(
     compare: Path | None,
     backends: Sequence[str],
     precision: str,
+    rounds: int,
+    processes: int,
+    self_check: bool,
     quiet: bool,
     json_file: Path | None,
     **measuring: Any,  # noqa: ANN401 - the options of `_measuring`
 ) -> int:
     """Measure the engines of BUNDLE on this machine against its eager model.
 
-    Accuracy on the test images, latency at batch 1 in interleaved blocks. The bundle is not changed.
+    Accuracy on the test images, latency at batch 1 in interleaved blocks. The bundle is not changed. Ctrl-C
+    during the rounds ends them: the verdicts are then of what was measured until then.
     Without BUNDLE: ./notebook.resedge, made first if it is not there. With --compare the exit code is also 1
     where an engine became slower or less accurate, 3 where that is open.
     """
@@ -300,7 +331,9 @@ def bench(
             bundle = Path("notebook.resedge")
             if not bundle.exists():
                 make(ExportOptions(out=bundle, measuring=how), reporter)
-        options = BenchOptions(bundle, test_data, selection, how, compare=compare)
+        options = BenchOptions(
+            bundle, test_data, selection, how, rounds, processes, self_check=self_check, compare=compare
+        )
         result = run(options, reporter)
     _print_result(result, json_file)
     _print_changes(result)

@@ -112,12 +112,14 @@ def print_verdicts(
     verdicts: Sequence[Verdict], sizes: Mapping[tuple[str, str], int], document: Mapping[str, JsonValue]
 ) -> None:
     """Print what was compared, and the table of verdicts with their reasons, to standard output."""
-    from resedge.benchmarks.report import baseline, circumstances, table
+    from resedge.benchmarks.report import baseline, circumstances, run_notes, table
 
     console = Console(highlight=False)
     console.print()
     for line in (baseline(str(document["reference"]), verdicts), circumstances(document["conditions"])):
         console.print(escape(line))
+    for line in run_notes(document):
+        console.print(f"[yellow]{escape(line)}[/yellow]")
     console.print(table(verdicts, sizes))
 
 

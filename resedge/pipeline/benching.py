@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from resedge import bundle as bundles
 from resedge.artifacts import (
+    Accuracy,
     Artifact,
     Engine,
     JsonValue,
@@ -19,14 +20,18 @@ from resedge.bundle import Bundle
 from resedge.images import ImageSet
 from resedge.pipeline import judging, measuring, presenting
 from resedge.pipeline.datasets import bench_images, warn_of_labels
+from resedge.pipeline.differing import Differences
 from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
 from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.judging import Findings
 from resedge.pipeline.local import engine_here
+from resedge.pipeline.measuring import Latencies
 from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, BenchOptions, EngineName, Measuring
+from resedge.pipeline.piloting import Piloting
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.running import eager_runtime, evaluate
+from resedge.pipeline.timing import Job
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
 
 if TYPE_CHECKING:
@@ -72,22 +77,24 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
     eager = _eager_logits(source, test, preprocessing, options, reporter)
     warn_of_labels(eager, test, reporter)
     how, findings = options.measuring, Findings()
+    there = {
+        name: engine
+        for name in options.selection.engines
+        if (engine := _engine(bundle, name, findings)) is not None
+    }
     opened: dict[EngineName, Engine] = {}
-    for name in options.selection.engines:
-        engine = _engine(bundle, name, findings)
-        if engine is not None and _verify(engine, test, preprocessing, eager, how, findings, reporter):
+    for name, engine in there.items():
+        piloted = Piloting(how.max_drop, how.confidence, len(there))
+        if _verify(engine, test, preprocessing, eager, how, findings, piloted, reporter):
             opened[name] = engine
-    latencies = measuring.latencies_of(
-        tuple(opened.values()), source, test, preprocessing, how, measuring.BENCH_PACE, reporter
-    )
-    rounds = f"{measuring.BENCH_PACE.rounds} interleaved rounds at batch 1, {how.threads} threads"
-    reporter.stage("time", rounds)
-    measuring.say_disturbances(latencies, reporter)
-    say_energy(latencies.conditions, reporter)
+    pace = replace(measuring.BENCH_PACE, rounds=options.rounds)
+    job = Job(source, tuple(opened.values()), how.threads, how.seed, pace, options.self_check)
+    latencies = measuring.latencies_of(job, test, preprocessing, how.confidence, options.processes, reporter)
+    _say_timed(latencies, options, reporter)
     latencies = judging.with_inputs(latencies, how, test, bundle.manifest.parents["weights"])
-    verdicts = judging.judge_all(options.selection.engines, findings, latencies, how)
-    document = judging.document_of(verdicts, model.name, model.reference, latencies.conditions)
-    code = judging.exit_code(verdicts, options.selection.named, findings)
+    verdicts = judging.judge_all(options.selection.engines, findings, latencies, how, demand_stable=True)
+    document = judging.document_of(verdicts, model.name, model.reference, latencies)
+    code = judging.exit_code(verdicts, options.selection.named, findings, latencies=latencies)
     changes = presenting.changes_since(before, document) if before else None
     return Benched(
         bundle,
@@ -99,6 +106,19 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
         {**document, "compared": encode(changes)} if changes else document,
         presenting.joined(code, changes),
     )
+
+
+def _say_timed(latencies: Latencies, options: BenchOptions, reporter: Reporter) -> None:
+    """Say how latency was measured, what disturbed that, and what eager against itself came to."""
+    rounds = f"{options.rounds} interleaved rounds in {options.processes} processes"
+    reporter.stage("time", f"{rounds} at batch 1, {options.measuring.threads} threads")
+    if latencies.partial:
+        reporter.warn("interrupted: the verdicts are of the rounds that were whole by then")
+    measuring.say_disturbances(latencies, reporter)
+    say_energy(latencies.conditions, reporter)
+    if check := latencies.self_check:
+        interval = f"{check.ratio:.3f}x ({check.low:.3f} to {check.high:.3f})"
+        reporter.stage("check", f"eager against itself: {check.relation}, {interval}")
 
 
 def _engine(bundle: Bundle, name: EngineName, findings: Findings) -> Engine | None:
@@ -117,13 +137,17 @@ def _verify(
     eager: Float32Array,
     how: Measuring,
     findings: Findings,
+    piloting: Piloting,
     reporter: Reporter,
 ) -> bool:
     """Compare one engine with eager; return whether it can be timed."""
     name = (engine.runtime, engine.precision)
-    found = findings.compared(
-        name, lambda: measuring.accuracy_of(engine, test, preprocessing, eager, how, reporter)
-    )
+
+    def compare() -> tuple[Accuracy, Differences]:
+        piloting.say(engine, test, preprocessing, eager, how.threads, reporter)
+        return measuring.accuracy_of(engine, test, preprocessing, eager, how, reporter)
+
+    found = findings.compared(name, compare)
     if found is None:
         return False
     accuracy, findings.differences[name] = found

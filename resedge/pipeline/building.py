@@ -175,7 +175,8 @@ def _gain(engines: Sequence[Engine], images: Float32Array, reporter: Reporter) -
 
 def compare_precisions(engines: Mapping[str, Engine], images: Float32Array, reporter: Reporter) -> Latency:
     """Measure "int8" against "fp16"; the `eager` of the result is FP16."""
-    from resedge.benchmarks.latency import compare, measure
+    from resedge.benchmarks.latency import compare
+    from resedge.benchmarks.rounds import measure
 
     with ExitStack() as stack:
         arms: dict[str, Callable[[], object]] = {}
@@ -194,7 +195,7 @@ def compare_precisions(engines: Mapping[str, Engine], images: Float32Array, repo
             progress=reporter,
             warm_seconds=WARM_SECONDS,
         )
-    return compare(samples, "fp16", "fp16", "int8", CONFIDENCE)
+    return compare([samples], "fp16", "fp16", "int8", CONFIDENCE)
 
 
 def _golden_images(bundle: Bundle, number: int) -> Float32Array:

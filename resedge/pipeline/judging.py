@@ -29,6 +29,7 @@ from resedge.store import Key
 
 T = TypeVar("T")
 
+INTERRUPTED = 130
 ON_DEVICE = "to be built on the device"
 
 
@@ -90,20 +91,34 @@ def with_inputs(latencies: Latencies, measuring: Measuring, test: ImageSet, weig
 
 
 def judge_all(
-    engines: tuple[EngineName, ...], findings: Findings, latencies: Latencies, measuring: Measuring
+    engines: tuple[EngineName, ...],
+    findings: Findings,
+    latencies: Latencies,
+    measuring: Measuring,
+    *,
+    demand_stable: bool = False,
 ) -> tuple[Verdict, ...]:
-    """Judge every engine that was asked for."""
-    from resedge.benchmarks.verdict import Budget, judge, unavailable
+    """Judge every engine that was asked for; with `demand_stable` an unstable run settles nothing of time."""
+    from resedge.benchmarks.verdict import Budget, judge, levels, unavailable
 
     budget = Budget(measuring.max_drop, measuring.min_speedup, measuring.confidence)
+    held_to = levels(findings.accuracies, budget)
+    stable = latencies.stability.stable or not demand_stable
 
     def verdict(name: EngineName) -> Verdict:
         if name in findings.missing:
             return unavailable(*name, findings.missing[name])
         if name in findings.broken:
             return Verdict(*name, "fail", (findings.broken[name],))
-        accuracy = findings.accuracies[name]
-        return judge(*name, accuracy, latencies.of(name), budget, latencies.conditions)
+        return judge(
+            *name,
+            findings.accuracies[name],
+            latencies.of(name),
+            budget,
+            latencies.conditions,
+            held_to=held_to[name],
+            stable=stable,
+        )
 
     return tuple(verdict(name) for name in engines)
 
@@ -138,7 +153,7 @@ def judged(
     def make(folder: Path) -> Judged:
         (folder / "verdicts").mkdir()
         verdicts = judge_all(engines, findings, latencies, measuring)
-        document = document_of(verdicts, model, reference, latencies.conditions)
+        document = document_of(verdicts, model, reference, latencies)
         each = tuple(_write(folder / f"verdicts/{v.runtime}-{v.precision}.json", encode(v)) for v in verdicts)
         return Judged(verdicts, _write(folder / "verdicts/all.json", document), each)
 
@@ -146,26 +161,40 @@ def judged(
 
 
 def document_of(
-    verdicts: tuple[Verdict, ...], model: str, reference: str, conditions: Mapping[str, JsonValue]
+    verdicts: tuple[Verdict, ...], model: str, reference: str, latencies: Latencies
 ) -> dict[str, JsonValue]:
     """Return the verdicts as the JSON document of `--json`, schema 1."""
     from resedge.benchmarks.report import document
 
-    return document(model, reference, conditions, verdicts)
+    run: dict[str, JsonValue] = {
+        "eager": encode(latencies.eager),
+        "stability": encode(latencies.stability),
+        "self_check": encode(latencies.self_check),
+        "partial": latencies.partial,
+    }
+    return {**document(model, reference, latencies.conditions, verdicts), **run}
 
 
 def exit_code(
-    verdicts: tuple[Verdict, ...], named: frozenset[str], findings: Findings, *, budget_met: bool = True
+    verdicts: tuple[Verdict, ...],
+    named: frozenset[str],
+    findings: Findings,
+    *,
+    budget_met: bool = True,
+    latencies: Latencies | None = None,
 ) -> int:
     """Return what the verdicts come to; an absent backend counts where it was named or has failed.
 
     Where no INT8 graph met the budget on the tuning images, one that the test images do not certify either
-    has failed.
+    has failed. An interrupted measurement is that before all else.
     """
     from resedge.benchmarks.verdict import exit_code
 
+    if latencies and latencies.partial:
+        return INTERRUPTED
+    alarm = latencies is not None and latencies.self_check is not None and latencies.self_check.alarm
     open_question = any(v.precision == "int8" and v.outcome == "inconclusive" for v in verdicts)
-    code = exit_code(verdicts, named | findings.failed)
+    code = exit_code(verdicts, named | findings.failed, alarm=alarm)
     return 1 if code == 3 and open_question and not budget_met else code
 
 

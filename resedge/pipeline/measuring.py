@@ -3,59 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from resedge.artifacts import (
     Accuracy,
     Artifact,
+    EagerLatency,
     Engine,
     JsonValue,
     Latency,
     Preprocessing,
+    SelfCheck,
+    Stability,
     encode,
     sha256_json,
 )
 from resedge.images import ImageSet
 from resedge.pipeline.differing import Differences, differences
-from resedge.pipeline.energy import Arm, energy_and_settings, power_mode
+from resedge.pipeline.energy import energy_and_settings, power_mode
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.reporting import Reporter
-from resedge.pipeline.running import eager_runtime, evaluate, evaluation_batch
+from resedge.pipeline.running import evaluate, evaluation_batch
 from resedge.pipeline.stages import EagerAnswers
 from resedge.pipeline.staging import Data, Done, Places, Site, run_stage, versions
-from resedge.protocols import BuildOptions, Float32Array, Progress, Runner, RunOptions
+from resedge.pipeline.timing import (
+    EAGER,
+    EAGER_AGAIN,
+    EAGER_BEST,
+    MEMORY_FORMATS,
+    Job,
+    Pace,
+    arm_of,
+    opened,
+    time_here,
+)
+from resedge.pipeline.timing_processes import time_apart
+from resedge.protocols import BuildOptions, Float32Array, Progress, RunOptions
 from resedge.store import Key
 
 LATENCY_IMAGES = 16
-DISTURBING_CORES = 0.2
-EAGER, EAGER_BEST = "eager", "eager channels_last"
-_MEMORY_FORMATS: dict[str, Literal["contiguous", "channels_last"]] = {
-    EAGER: "contiguous",
-    EAGER_BEST: "channels_last",
-}
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long latency is measured: rounds of one block an engine, and the least length of a block.
-
-    `warm_seconds` bounds how long an engine may take to settle before.
-    """
-
-    rounds: int
-    block_seconds: float
-    min_calls: int
-    warm_seconds: float
-
-
 EXPORT_PACE = Pace(rounds=8, block_seconds=0.2, min_calls=50, warm_seconds=2.0)
-BENCH_PACE = Pace(rounds=20, block_seconds=0.5, min_calls=100, warm_seconds=5.0)
+BENCH_PACE = Pace(rounds=20, block_seconds=0.5, min_calls=100, warm_seconds=3.0)
 
 
 @dataclass(frozen=True)
@@ -69,10 +60,17 @@ class EngineLatency:
 
 @dataclass(frozen=True)
 class Latencies:
-    """All engines of one interleaved measurement, and what it was made under."""
+    """All engines of one interleaved measurement, eager's own, and what it was made under.
+
+    `partial`: it was interrupted, and this is what was measured until then.
+    """
 
     engines: tuple[EngineLatency, ...]
+    eager: EagerLatency
+    stability: Stability
     conditions: Mapping[str, JsonValue]
+    self_check: SelfCheck | None = None
+    partial: bool = False
 
     def of(self, name: EngineName) -> Latency:
         """Return one engine's latency.
@@ -214,9 +212,8 @@ def measured_latency(
     )
 
     def make(_folder: Path) -> Latencies:
-        return latencies_of(
-            engines, source, data.test, data.preprocessing, measuring, EXPORT_PACE, site.reporter
-        )
+        job = Job(source, tuple(engines), measuring.threads, measuring.seed, EXPORT_PACE)
+        return latencies_of(job, data.test, data.preprocessing, measuring.confidence, None, site.reporter)
 
     done = run_stage(site, key, Latencies, make)
     if done.reused and any(entry.latency.relation == "inconclusive" for entry in done.value.engines):
@@ -226,95 +223,85 @@ def measured_latency(
 
 
 def say_disturbances(latencies: Latencies, reporter: Reporter) -> None:
-    """Warn of what makes the ratios less certain: the work of others, engines that did not settle."""
-    foreign, unsettled = latencies.conditions["foreign_cpu_cores"], latencies.conditions["unsettled"]
-    if isinstance(foreign, float) and foreign > DISTURBING_CORES:
-        reporter.warn(f"other programs kept {foreign:.1f} cores busy meanwhile: the ratios are less certain")
-    if unsettled and isinstance(unsettled, (list, tuple)):
-        reporter.warn(f"still changing after warm-up: {', '.join(map(str, unsettled))}")
+    """Warn of what makes the ratios less certain."""
+    for reason in latencies.stability.reasons:
+        reporter.warn(f"{reason}: the ratios are less certain")
 
 
 def latencies_of(
-    engines: Sequence[Engine],
-    source: Artifact,
+    job: Job,
     test: ImageSet,
     preprocessing: Preprocessing,
-    measuring: Measuring,
-    pace: Pace,
+    confidence: float,
+    processes: int | None,
     progress: Progress,
 ) -> Latencies:
     """Measure engines and eager at batch 1: in each round every one runs one block, in random order.
 
-    All of them are open at once, and each call takes the next of the same few test images. On a Jetson each
-    runs alone once more after the rounds, for its energy.
+    On a Jetson each runs alone once more after the rounds, for its energy.
+
+    Args:
+        job: What is timed.
+        test: Images to time with; the first few are taken.
+        preprocessing: Makes them the model's input.
+        confidence: Of the intervals of all engines at once.
+        processes: How many fresh processes share the rounds; None: all are in this one.
+        progress: Told of each round.
+
+    Raises:
+        KeyboardInterrupt: Interrupted before there was enough to compare.
     """
     from resedge.benchmarks.conditions import Watch, conditions
-    from resedge.benchmarks.latency import compare, measure
+    from resedge.benchmarks.latency import compare, eager_latency, self_check
+    from resedge.benchmarks.rounds import Samples
+    from resedge.benchmarks.stability import stability
     from resedge.jetson import recording
 
-    sample = test.select(range(min(LATENCY_IMAGES, len(test))))
-    inputs = sample.prepared(preprocessing)
+    inputs = test.select(range(min(LATENCY_IMAGES, len(test)))).prepared(preprocessing)
     tegrastats = recording.find()
-    with ExitStack() as stack:
-        with Watch(tegrastats) as watch:
-            arms = _opened(stack, engines, source, inputs, measuring.threads)
-            samples = measure(
-                arms,
-                EAGER,
-                rounds=pace.rounds,
-                block_seconds=pace.block_seconds,
-                min_calls=pace.min_calls,
-                seed=measuring.seed,
-                progress=progress,
-                warm_seconds=pace.warm_seconds,
-            )
-        of_jetson = energy_and_settings(arms, tegrastats, progress) if tegrastats else {}
+    sessions: tuple[Samples, ...]
+    with Watch(tegrastats) as watch:
+        if processes is None:
+            sessions, partial = (time_here(job, inputs, progress),), False
+        else:
+            sessions, partial = time_apart(job, inputs, processes, progress)
+    of_jetson: Mapping[str, JsonValue] = {}
+    if tegrastats and not partial:
+        with opened(job, inputs) as arms:
+            of_jetson = energy_and_settings(arms, tegrastats, progress)
     found = tuple(
         EngineLatency(
             engine.runtime,
             engine.precision,
-            compare(samples, EAGER, EAGER_BEST, _arm(engine), measuring.confidence),
+            compare(sessions, EAGER, EAGER_BEST, arm_of(engine), confidence, len(job.engines)),
         )
-        for engine in engines
+        for engine in job.engines
     )
-    made_under = conditions(measuring.threads, ("torch", *{engine.runtime for engine in engines}))
-    settling: dict[str, JsonValue] = {
+    check = self_check(sessions, EAGER, EAGER_AGAIN) if job.self_check else None
+    forms = [(name, MEMORY_FORMATS[name]) for name in (EAGER, EAGER_BEST)]
+    how: dict[str, JsonValue] = {
         "batch": 1,
-        "computed": _computed(engines),
-        "unsettled": list(samples.unsettled),
+        "computed": _computed(job.engines),
+        "unsettled": list(dict.fromkeys(name for session in sessions for name in session.unsettled)),
+        "confidence": confidence,
+        "comparisons": len(job.engines),
+        "processes": processes,
     }
-    return Latencies(found, {**made_under, **watch.found(), **settling, **of_jetson, **asdict(pace)})
-
-
-def _opened(
-    stack: ExitStack, engines: Sequence[Engine], source: Artifact, inputs: Float32Array, threads: int
-) -> dict[str, Arm]:
-    """Open eager in both memory formats and all engines; return a function of one inference for each."""
-    from resedge.runtimes.table import runtime
-
-    run_options = RunOptions(threads, batch=1)
-    arms: dict[str, Arm] = {}
-    for name, memory_format in _MEMORY_FORMATS.items():
-        eager = eager_runtime(memory_format)
-        built = eager.build(source, source.path.parent, BuildOptions("fp32"))
-        arms[name] = _one_image_at_a_time(stack.enter_context(eager.open(built, run_options)), inputs)
-    for engine in engines:
-        runner = stack.enter_context(runtime(engine.runtime).open(engine, run_options))
-        arms[_arm(engine)] = _one_image_at_a_time(runner, inputs)
-    return arms
+    libraries = ("torch", *{engine.runtime for engine in job.engines})
+    return Latencies(
+        found,
+        eager_latency(sessions, forms),
+        stability(sessions, watch.seen(), check),
+        {**conditions(job.threads, libraries), **watch.found(), **how, **of_jetson, **asdict(job.pace)},
+        check,
+        partial,
+    )
 
 
 def _computed(engines: Sequence[Engine]) -> dict[str, JsonValue]:
     """Return what each engine is computed in here, in its runtime's words."""
     from resedge.runtimes.table import runtime
 
-    return {_arm(engine): runtime(engine.runtime).probe().precisions[engine.precision] for engine in engines}
-
-
-def _arm(engine: Engine) -> str:
-    return f"{engine.runtime}:{engine.precision}"
-
-
-def _one_image_at_a_time(run: Runner, inputs: Float32Array) -> Arm:
-    images = cycle([np.ascontiguousarray(inputs[i : i + 1]) for i in range(len(inputs))])
-    return lambda: run(next(images))
+    return {
+        arm_of(engine): runtime(engine.runtime).probe().precisions[engine.precision] for engine in engines
+    }

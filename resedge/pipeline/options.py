@@ -110,12 +110,22 @@ class BuildingOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of a bench; `compare` is the document of an earlier one."""
+    """The options of a bench.
+
+    `rounds` are shared between that many fresh `processes`. `self_check` also compares eager with itself.
+    `compare` is the document of an earlier one.
+
+    Raises:
+        UsageError: There are too few rounds.
+    """
 
     bundle: Path
     test_data: Path | None = None
     selection: Selection = Selection()
     measuring: Measuring = field(default_factory=Measuring)
+    rounds: int = 20
+    processes: int = 3
+    self_check: bool = False
     compare: Path | None = None
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from resedge.benchmarks import conditions as module
+from resedge.benchmarks import kernel
 from resedge.benchmarks.conditions import (
     Moment,
     Watch,
@@ -23,6 +24,7 @@ from resedge.benchmarks.conditions import (
     isa_flags,
     library_versions,
 )
+from resedge.benchmarks.stability import Seen
 
 CPUINFO = """\
 processor\t: 0
@@ -102,12 +104,20 @@ def test_conditions_of_this_machine() -> None:
 
 
 def test_watch_sees_between_its_ends_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = iter([Moment(0.0, 0.0, 0.0), Moment(2.0, 3.0, 1.0)])
+    moments = iter([Moment(0.0, 0.0, 0.0, 4, None), Moment(2.0, 3.0, 1.0, 7, None)])
+    monkeypatch.setattr(kernel, "_CLOCKS", "nowhere")
     monkeypatch.setattr(module, "_moment", lambda: next(moments))
     monkeypatch.setattr(os, "getloadavg", lambda: (1.234, 9.0, 9.0))
     with Watch() as watch:
         pass
-    assert watch.found() == {"load_average_before": 1.23, "foreign_cpu_cores": 1.0}
+    assert watch.found() == {
+        "load_average_before": 1.23,
+        "foreign_cpu_cores": 1.0,
+        "clock_mhz": None,
+        "throttled": 3,
+        "pages_swapped_in": None,
+    }
+    assert watch.seen() == Seen(foreign_cores=1.0, throttled=3)
 
 
 def test_own_work_and_that_of_children_is_not_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +125,10 @@ def test_own_work_and_that_of_children_is_not_foreign(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         resource, "getrusage", lambda who: SimpleNamespace(ru_utime=used[who][0], ru_stime=used[who][1])
     )
-    monkeypatch.setattr(module, "_text", {"/proc/stat": STAT}.__getitem__)
+    monkeypatch.setattr(module, "text", {"/proc/stat": STAT}.__getitem__)
     found = module._moment()
     assert found.own == 1.875
     assert found.machine == 171 / os.sysconf("SC_CLK_TCK")
-
-
-def test_a_file_that_the_system_does_not_have_says_nothing(tmp_path: Path) -> None:
-    assert module._text(str(tmp_path / "scaling_governor")) == ""
 
 
 def test_watch_on_a_jetson_adds_what_tegrastats_said(tmp_path: Path) -> None:

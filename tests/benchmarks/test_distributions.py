@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from resedge.benchmarks import distributions
 from resedge.errors import RuntimeUnavailable
@@ -19,6 +20,17 @@ def test_quantiles_are_those_of_the_tables() -> None:
     assert distributions.binomial_upper(0, 598, 0.95) == pytest.approx(1 - 0.05 ** (1 / 598))
     assert distributions.binomial_upper(3, 20, 0.95) == pytest.approx(0.34366, abs=1e-5)
     assert distributions.binomial_upper(7, 7, 0.95) == 1.0
+
+
+@pytest.mark.parametrize("probability", [1e-9, 0.025, 0.3, 0.975, 1 - 1e-9])
+@pytest.mark.parametrize(("trials", "rate"), [(1, 0.5), (20, 0.9), (1000, 0.99)])
+def test_binomial_quantile_is_scipys(probability: float, trials: int, rate: float) -> None:
+    assert distributions.binomial_quantile(probability, trials, rate) == binom.ppf(probability, trials, rate)
+
+
+def test_beta_and_binomial_are_two_views_of_one_sum() -> None:
+    # I(p; n - k, k + 1) is the chance of n - k or more events of rate p in n trials.
+    assert distributions.beta_cdf(0.9, 62, 3) == pytest.approx(1 - distributions.binomial_cdf(61, 64, 0.9))
 
 
 def test_root_is_found() -> None:
@@ -39,6 +51,8 @@ def test_signed_rank_distribution_counts_all_signs(pairs: int) -> None:
     [
         ("scipy.special", lambda: distributions.student_quantile(0.9, 3)),
         ("scipy.special", lambda: distributions.binomial_upper(1, 9, 0.9)),
+        ("scipy.special", lambda: distributions.binomial_cdf(1, 9, 0.9)),
+        ("scipy.special", lambda: distributions.beta_cdf(0.5, 1, 2)),
         ("scipy.optimize", lambda: distributions.root(lambda x: x, -1.0, 1.0)),
     ],
 )
@@ -51,7 +65,10 @@ def test_without_scipy_the_cure_is_named(
 
 
 def test_importing_the_room_imports_no_scipy() -> None:
-    names = ("accuracy", "latency", "verdict", "conditions", "report", "distributions")
+    names = (
+        *("accuracy", "answers", "bounds", "conditions", "distributions", "kernel", "latency"),
+        *("multiplicity", "report", "rounds", "stability", "tails", "verdict", "warmup"),
+    )
     lines = [f"import resedge.benchmarks.{name}" for name in names]
     program = "\n".join(["import sys", *lines, "print('scipy' in sys.modules)"])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

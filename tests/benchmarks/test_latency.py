@@ -1,267 +1,43 @@
-"""The measurer, measured: synthetic systems on a clock that only they move."""
+"""What block medians say of a ratio: estimates, intervals, relations, and several engines at once."""
 
 from __future__ import annotations
 
-import gc
 import math
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from resedge.artifacts import Latency, Relation
 from resedge.benchmarks.latency import (
-    Samples,
     compare,
+    eager_latency,
     further_rounds,
-    measure,
     ratio_interval,
     relation,
+    self_check,
 )
-from resedge.protocols import NoProgress
+from resedge.benchmarks.rounds import Samples
+from resedge.protocols import Int64Array
 
 MS = 1_000_000
 
 
-@dataclass
-class Rig:
-    """A machine whose time passes in its arms alone; it drifts, hums (autocorrelated) and stalls."""
-
-    seed: int = 0
-    drift: float = 0.0
-    hum: float = 0.0
-    noise: float = 0.0
-    stalls: float = 0.0
-    now: int = 0
-    calls: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
-        self.level = 0.0
-
-    def clock(self) -> int:
-        return self.now
-
-    def arm(self, name: str, mean_ns: float) -> Callable[[], None]:
-        def call() -> None:
-            self.calls.append(name)
-            self.level = 0.98 * self.level + self.random.gauss(0, self.hum)
-            deviation = self.level + self.random.gauss(0, self.noise) + self.drift * self.now * 1e-10
-            stall = 20 * mean_ns if self.random.random() < self.stalls else 0.0
-            self.now += round(mean_ns * math.exp(deviation) + stall)
-
-        return call
+def session_of(**nanoseconds: Int64Array) -> Samples:
+    """What a process has measured that saw these blocks, (rounds, calls)."""
+    rounds = len(next(iter(nanoseconds.values())))
+    began = {name: np.arange(rounds) for name in nanoseconds}
+    return Samples(nanoseconds, began, ((),) * rounds, ())
 
 
-def run(rig: Rig, means: dict[str, float], *, rounds: int = 8, seed: int = 0, calls: int = 12) -> Samples:
-    arms = {name: rig.arm(name, mean) for name, mean in means.items()}
-    return measure(
-        arms,
-        next(iter(means)),
-        rounds=rounds,
-        block_seconds=0.0,
-        min_calls=calls,
-        seed=seed,
-        progress=NoProgress(),
-        clock=rig.clock,
-    )
-
-
-# --- measuring -----------------------------------------------------------------------------------
-
-
-def test_every_call_of_a_block_is_timed_and_three_before_it_are_not() -> None:
-    rig = Rig()
-    samples = run(rig, {"eager": 20.0 * MS, "engine": 5.0 * MS}, rounds=4, calls=7)
-    assert {name: times.shape for name, times in samples.nanoseconds.items()} == {
-        "eager": (4, 7),
-        "engine": (4, 7),
-    }
-    assert set(samples.nanoseconds["eager"].ravel()) == {20 * MS}
-    assert set(samples.nanoseconds["engine"].ravel()) == {5 * MS}
-    blocks = [rig.calls[-80:][i : i + 10] for i in range(0, 80, 10)]  # 4 rounds, 2 arms, 3 + 7 calls
-    assert [len(set(block)) for block in blocks] == [1] * 8
-    assert [block[0] for block in blocks] == [name for order in samples.orders for name in order]
-    assert samples.unsettled == ()
-
-
-def test_every_arm_runs_once_a_round_in_an_order_drawn_from_the_seed() -> None:
-    means = dict.fromkeys("abc", 10.0 * MS)
-    orders = run(Rig(), means, rounds=300, seed=1, calls=1).orders
-    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
-    counts = [orders.count(order) for order in set(orders)]
-    assert len(counts) == 6  # all orders occur, each about 50 times
-    assert sum((count - 50) ** 2 / 50 for count in counts) < 20.5  # chi-squared, 5 degrees, 0.1 %
-    assert orders == run(Rig(), means, rounds=300, seed=1, calls=1).orders
-    assert orders != run(Rig(), means, rounds=300, seed=2, calls=1).orders
-
-
-def test_a_block_lasts_as_long_as_asked_and_has_the_fewest_calls() -> None:
-    rig = Rig()
-    samples = measure(
-        {"slow": rig.arm("slow", 40.0 * MS), "fast": rig.arm("fast", 0.3 * MS)},
-        "slow",
-        rounds=2,
-        block_seconds=0.1,
-        min_calls=5,
-        seed=0,
-        progress=NoProgress(),
-        clock=rig.clock,
-    )
-    assert samples.nanoseconds["slow"].shape == (2, 5)
-    assert samples.nanoseconds["fast"].shape == (2, 334)
-
-
-def test_a_slow_start_is_waited_for() -> None:
-    rig = Rig()
-    steps = iter([50 * MS] * 12 + [30 * MS] * 7)
-
-    def warming() -> None:
-        rig.now += next(steps, 10 * MS)
-
-    samples = measure(
-        {"arm": warming},
-        "arm",
-        rounds=2,
-        block_seconds=0.0,
-        min_calls=4,
-        seed=0,
-        progress=NoProgress(),
-        clock=rig.clock,
-        warm_seconds=30.0,
-    )
-    assert set(samples.nanoseconds["arm"].ravel()) == {10 * MS}
-    assert samples.unsettled == ()
-
-
-def test_an_arm_that_never_settles_is_named_and_waited_for_no_longer_than_asked() -> None:
-    rig = Rig()
-    length = iter(range(10**9))
-    begun: list[int] = []
-
-    def slowing() -> None:
-        rig.now += (10 + next(length)) * MS
-
-    def steady() -> None:
-        begun.append(rig.now)
-        rig.now += MS
-
-    samples = measure(
-        {"slowing": slowing, "steady": steady},
-        "steady",
-        rounds=2,
-        block_seconds=0.0,
-        min_calls=1,
-        seed=0,
-        progress=NoProgress(),
-        clock=rig.clock,
-        warm_seconds=3.0,
-    )
-    assert samples.unsettled == ("slowing",)
-    assert 3000 * MS <= begun[0] < 3600 * MS  # a window of five calls more, at most
-
-
-def test_garbage_is_not_collected_while_timing_and_is_afterwards() -> None:
-    rig = Rig()
-    seen: list[bool] = []
-
-    def arm() -> None:
-        seen.append(gc.isenabled())
-        rig.now += 10 * MS
-
-    assert gc.isenabled()
-    measure(
-        {"arm": arm},
-        "arm",
-        rounds=2,
-        block_seconds=0.0,
-        min_calls=5,
-        seed=0,
-        progress=NoProgress(),
-        clock=rig.clock,
-    )
-    assert seen[-16:] == [False] * 16
-    assert gc.isenabled()
-
-
-def test_garbage_is_collected_again_after_an_arm_that_fails() -> None:
-    rig = Rig()
-    calls = iter(range(1000))
-
-    def arm() -> None:
-        rig.now += 10 * MS
-        if next(calls) == 40:
-            raise OSError("broken")
-
-    with pytest.raises(OSError, match="broken"):
-        measure(
-            {"arm": arm},
-            "arm",
-            rounds=2,
-            block_seconds=0.0,
-            min_calls=50,
-            seed=0,
-            progress=NoProgress(),
-            clock=rig.clock,
-        )
-    assert gc.isenabled()
-
-
-def test_progress_hears_of_every_round() -> None:
-    heard: list[object] = []
-
-    class Recorder:
-        def start(self, label: str, total: int) -> None:
-            heard.append((label, total))
-
-        def advance(self, units: int) -> None:
-            heard.append(units)
-
-        def finish(self) -> None:
-            heard.append("end")
-
-    rig = Rig()
-    arms = {"arm": rig.arm("arm", 10.0 * MS)}
-    measure(
-        arms,
-        "arm",
-        rounds=3,
-        block_seconds=0.0,
-        min_calls=1,
-        seed=0,
-        progress=Recorder(),
-        clock=rig.clock,
-    )
-    assert heard == [("latency", 3), 1, 1, 1, "end"]
-
-
-@pytest.mark.parametrize(
-    ("reference", "rounds", "min_calls"), [("other", 8, 5), ("arm", 1, 5), ("arm", 8, 0)]
-)
-def test_what_cannot_be_measured_is_refused(reference: str, rounds: int, min_calls: int) -> None:
-    with pytest.raises(ValueError, match="cannot be measured"):
-        measure(
-            {"arm": lambda: None},
-            reference,
-            rounds=rounds,
-            block_seconds=0.0,
-            min_calls=min_calls,
-            seed=0,
-            progress=NoProgress(),
-        )
-
-
-# --- comparing -----------------------------------------------------------------------------------
+def constant(rounds: int, calls: int, milliseconds: float) -> Int64Array:
+    return np.full((rounds, calls), round(milliseconds * MS), np.int64)
 
 
 def test_compare_takes_block_medians_round_by_round() -> None:
     eager = np.array([[9, 10, 90], [20, 20, 20]]) * MS
     best = eager // 2
     engine = np.array([[2, 1, 2], [4, 4, 99]]) * MS
-    samples = Samples({"eager": eager, "best": best, "engine": engine}, (), ())
-    found = compare(samples, "eager", "best", "engine", 0.95)
+    found = compare([session_of(eager=eager, best=best, engine=engine)], "eager", "best", "engine", 0.95)
     assert found.p50_ms == 3.0
     assert found.p50_ms_eager == 20.0
     assert found.speedup == pytest.approx(5.0)
@@ -350,29 +126,67 @@ def test_further_rounds(
     assert further_rounds(found, passes, fails) == expected
 
 
-# --- sessions on a machine that drifts, hums and stalls --------------------------------------------
+def test_rounds_of_several_processes_are_joined_in_their_order() -> None:
+    first = session_of(eager=constant(2, 4, 20.0), engine=constant(2, 6, 10.0))
+    second = session_of(eager=constant(3, 5, 30.0), engine=constant(3, 9, 10.0))
+    found = compare([first, second], "eager", "eager", "engine", 0.95)
+    assert (found.rounds, found.processes, found.calls_per_block) == (5, (2, 3), 6)
+    assert found.log_ratios == pytest.approx([math.log(2)] * 2 + [math.log(3)] * 3)
+    assert found.distribution is not None
+    assert found.distribution.counts == (2 * 6 + 3 * 9,)
 
 
-@pytest.mark.parametrize("time_ratio", [0.98, 1.00, 1.02, 1.10])
-def test_sessions_on_a_disturbed_machine(time_ratio: float) -> None:
-    """400 sessions: the interval covers the true ratio, and "faster" is said wrongly at most 6 % of times.
+def test_several_engines_widen_each_others_intervals() -> None:
+    generator = np.random.default_rng(0)
+    logs = generator.normal(0, 0.02, size=(20, 1))
+    eager = np.rint(20 * MS * np.exp(logs)).astype(np.int64)
+    session = session_of(eager=eager, engine=constant(20, 1, 20.0))
+    alone = compare([session], "eager", "eager", "engine", 0.95)
+    of_five = compare([session], "eager", "eager", "engine", 0.95, comparisons=5)
+    at_99 = compare([session], "eager", "eager", "engine", 0.99)
+    assert of_five.speedup == alone.speedup
+    assert of_five.speedup_low < alone.speedup_low < alone.speedup_high < of_five.speedup_high
+    assert (of_five.speedup_low, of_five.speedup_high) == (at_99.speedup_low, at_99.speedup_high)
 
-    Calls of 20 ms on a machine that slows down by 6 % over the session, with 1 % of autocorrelated hum,
-    1 % of noise, and a stall of twenty times its length in every hundredth call.
-    """
-    found: list[Latency] = []
-    for seed in range(400):
-        rig = Rig(seed, drift=0.10, hum=0.002, noise=0.01, stalls=0.01)
-        means = {"eager": 20.0 * MS, "engine": 20.0 * MS * time_ratio}
-        samples = run(rig, means, rounds=8, seed=seed)
-        found.append(compare(samples, "eager", "eager", "engine", 0.95))
-    covered = [one.speedup_low <= 1 / time_ratio <= one.speedup_high for one in found]
-    assert np.mean(covered) >= 0.93
-    relations = [one.relation for one in found]
-    if time_ratio >= 1:
-        assert relations.count("faster") <= 24
-    if time_ratio == 1.10:
-        assert relations.count("slower") >= 390
-    if time_ratio == 0.98:
-        assert relations.count("slower") <= 24
-        assert relations.count("faster") >= 200
+
+def test_the_relation_is_read_from_the_widened_interval() -> None:
+    steps = 0.001 + 0.004 * np.arange(-3, 17)[:, np.newaxis] / 10
+    eager = np.rint(1000 * MS * np.exp(steps)).astype(np.int64)
+    session = session_of(eager=eager, engine=constant(20, 1, 1000.0))
+    relations = [
+        compare([session], "eager", "eager", "engine", 0.95, comparisons=m).relation for m in (1, 10_000)
+    ]
+    assert relations == ["faster", "equivalent"]
+
+
+def test_rounds_are_asked_for_where_the_relation_is_open_alone() -> None:
+    generator = np.random.default_rng(1)
+    logs = generator.normal(0, 0.1, size=(10, 1))
+    noisy = session_of(eager=np.rint(20 * MS * np.exp(logs)).astype(np.int64), engine=constant(10, 1, 20.0))
+    found = compare([noisy], "eager", "eager", "engine", 0.95)
+    assert found.relation == "inconclusive"
+    assert found.rounds_needed == further_rounds(found, 1 / 1.02, 1.0)
+    assert found.rounds_needed
+    steady = session_of(eager=constant(10, 1, 20.0), engine=constant(10, 1, 10.0))
+    assert compare([steady], "eager", "eager", "engine", 0.95).rounds_needed is None
+
+
+def test_eager_is_described_and_its_best_form_named() -> None:
+    session = session_of(eager=constant(2, 50, 20.0), other=constant(2, 50, 15.0))
+    found = eager_latency([session], [("eager", "contiguous"), ("other", "channels_last")])
+    assert found.p50_ms == 20.0
+    assert (found.best.memory_format, found.best.p50_ms) == ("channels_last", 15.0)
+    assert found.p90_ms is not None
+    assert (found.p90_ms.low, found.p90_ms.ms, found.p90_ms.high) == (20.0, 20.0, 20.0)
+    assert found.p99_ms is None  # of 100 calls
+
+
+@pytest.mark.parametrize(
+    ("again", "relation", "alarm"),
+    [(20.0, "equivalent", False), (20.6, "slower", True), (19.0, "faster", True)],
+)
+def test_eager_against_itself(again: float, relation: Relation, alarm: bool) -> None:
+    session = session_of(eager=constant(10, 3, 20.0), again=constant(10, 3, again))
+    found = self_check([session], "eager", "again")
+    assert (found.relation, found.alarm) == (relation, alarm)
+    assert found.ratio == pytest.approx(20.0 / again)

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
-from resedge.artifacts import Accuracy, Latency, Verdict
-from resedge.benchmarks.report import document, table
+from resedge.artifacts import Accuracy, JsonValue, Latency, Verdict
+from resedge.benchmarks.report import document, run_notes, table
 
 REASON = "is not installed. Try: pip install 'resedge[tensorrt]'"
 VERDICTS = (
@@ -118,6 +118,11 @@ def test_the_document_has_the_keys_of_the_design() -> None:
             "negative_flips": 11,
             "positive_flips": 9,
             "max_abs_logit_error": 0.21,
+            "top5": None,
+            "top5_eager": None,
+            "kl": None,
+            "worst_class": None,
+            "images_needed": None,
         },
         "latency": {
             "p50_ms": 0.25,
@@ -129,6 +134,14 @@ def test_the_document_has_the_keys_of_the_design() -> None:
             "relation": "faster",
             "rounds": 8,
             "calls_per_block": 50,
+            "p90_ms": None,
+            "p95_ms": None,
+            "p99_ms": None,
+            "p999_ms": None,
+            "log_ratios": [],
+            "processes": [],
+            "distribution": None,
+            "rounds_needed": None,
         },
     }
     assert engines[2]["accuracy"]["top1"] is None
@@ -175,3 +188,21 @@ def test_circumstances_say_threads_versions_and_what_computes_in_what() -> None:
     assert line == (
         "2 threads, AMD EPYC; torch 2.13.0, openvino 2026.4.1; openvino:fp16: FP16 weights, computed in FP32"
     )
+
+
+@pytest.mark.parametrize(
+    ("run", "lines"),
+    [
+        ({}, []),
+        ({"partial": False, "stability": {"stable": True, "reasons": []}, "self_check": None}, []),
+        ({"partial": True}, ["interrupted: of the rounds until then"]),
+        ({"stability": {"stable": False, "reasons": ["a", "b"]}}, ["unstable: a; b"]),
+        ({"self_check": {"relation": "equivalent", "alarm": False}}, []),
+        (
+            {"self_check": {"relation": "faster", "alarm": True}},
+            ["alarm: eager is faster than itself, so no ratio of this run can be trusted"],
+        ),
+    ],
+)
+def test_what_was_wrong_with_a_run_is_a_line(run: dict[str, JsonValue], lines: list[str]) -> None:
+    assert run_notes(run) == lines

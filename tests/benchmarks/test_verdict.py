@@ -5,8 +5,8 @@ import math
 import pytest
 
 from resedge.artifacts import Accuracy, Latency, Outcome, Verdict
-from resedge.benchmarks.accuracy import drop_upper
-from resedge.benchmarks.verdict import Budget, exit_code, judge, unavailable
+from resedge.benchmarks.bounds import drop_upper, images_needed
+from resedge.benchmarks.verdict import Budget, exit_code, judge, levels, unavailable
 from resedge.errors import UsageError
 
 
@@ -124,6 +124,73 @@ def test_the_confidence_of_the_budget_is_said_and_used() -> None:
     assert "with 75 % confidence" in found.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("latency", "words"),
+    [
+        (QUICK, "5.60x eager's speed (5.40 to 5.80 with 95 % confidence); the budget asks for 1x. An"),
+        (SLOW, "0.85x eager's speed (0.80 to 0.90"),
+    ],
+)
+def test_an_unstable_run_settles_nothing_of_time(latency: Latency, words: str) -> None:
+    found = judge("openvino", "int8", GOOD, latency, Budget(), {}, stable=False)
+    assert found.outcome == "inconclusive"
+    (reason,) = found.reasons
+    assert words in reason
+    assert "An unstable run settles nothing" in reason
+
+
+def test_an_unstable_run_settles_accuracy_all_the_same() -> None:
+    assert judge("openvino", "int8", BAD, QUICK, Budget(), {}, stable=False).outcome == "fail"
+
+
+def test_what_was_open_stays_open_in_an_unstable_run() -> None:
+    found = judge("openvino", "int8", GOOD, UNSURE, Budget(), {}, stable=False)
+    assert "rounds are too few" in found.reasons[0]
+
+
+def test_the_images_needed_are_kept_where_the_drop_is_open() -> None:
+    found = verdict_of(OPEN, FAST).accuracy
+    assert found is not None
+    assert found.images_needed == images_needed(60, 20, 10_000, 0.005, 0.95)
+    passed = verdict_of(GOOD, FAST).accuracy
+    assert passed is not None
+    assert passed.images_needed is None
+
+
+# --- several engines ------------------------------------------------------------------------------
+
+
+def test_one_engine_is_held_to_the_budget_s_confidence() -> None:
+    found = levels({"a": OPEN}, Budget())["a"]
+    assert (found.within, found.beyond) == pytest.approx((0.95, 0.95))
+
+
+def test_the_surest_is_held_to_most_and_what_is_shown_leaves_the_rest_fewer() -> None:
+    found = levels({"good": GOOD, "open": OPEN, "bad": BAD}, Budget())
+    assert found["good"].within == pytest.approx(1 - 0.05 / 3)
+    assert found["open"].within == found["bad"].within == pytest.approx(0.975)
+    assert found["bad"].beyond == pytest.approx(1 - 0.05 / 3)
+    assert found["good"].beyond == found["open"].beyond == pytest.approx(0.975)
+
+
+def test_what_one_engine_alone_would_pass_with_five_may_not() -> None:
+    narrow = labelled(0, 0, 700)  # 598 images would do for one, 1,077 for the surest of five
+    five = levels(dict.fromkeys("abcde", narrow), Budget())["a"]
+    assert judge("openvino", "int8", narrow, FAST, Budget(), {}).outcome == "pass"
+    found = judge("openvino", "int8", narrow, FAST, Budget(), {}, held_to=five)
+    assert found.outcome == "inconclusive"
+    assert "at most 0.77 with 99 % confidence" in found.reasons[0]
+    assert found.accuracy is not None
+    assert found.accuracy.drop_upper == narrow.drop_upper  # of this engine alone, as it was
+
+
+def test_without_labels_no_engine_is_shown_to_be_beyond() -> None:
+    found = levels({"a": unlabelled(3000), "b": unlabelled(0)}, Budget())
+    assert found["a"].beyond == found["b"].beyond == pytest.approx(0.975)
+    assert found["b"].within == pytest.approx(0.975)
+    assert found["a"].within == pytest.approx(0.95)
+
+
 def test_half_an_accuracy_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="flips"):
         verdict_of(Accuracy(10, 1.0, 0.0, drop_upper=0.2), FAST)
@@ -169,3 +236,11 @@ def test_exit_codes(outcomes: dict[str, Outcome], named: set[str], code: int) ->
     verdicts = [Verdict(runtime, "int8", outcome) for runtime, outcome in outcomes.items()]
     assert exit_code(verdicts, named) == code
     assert exit_code(verdicts[::-1], named) == code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "named", "code"),
+    [("pass", set(), 1), ("inconclusive", set(), 1), ("unavailable", {"openvino"}, 4)],
+)
+def test_an_alarm_is_a_failure(outcome: Outcome, named: set[str], code: int) -> None:
+    assert exit_code([Verdict("openvino", "int8", outcome)], named, alarm=True) == code

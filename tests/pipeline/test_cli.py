@@ -238,9 +238,14 @@ class TestOnABundle:
         result = run(
             *("bench", job.bundle, "--test-data", job.data, "--backend", "openvino:int8"),
             *("--threads", "1", "--max-drop", "0.5", "--json", tmp_path / "v.json", "--quiet"),
+            *("--rounds", "5", "--processes", "2", "--self-check"),
         )
-        assert result.exit_code in (0, 3), result.stderr
         document = json.loads((tmp_path / "v.json").read_text())
+        expected = (1,) if document["self_check"]["alarm"] else (0, 3)
+        assert result.exit_code in expected, result.stderr
+        assert document["partial"] is False
+        assert document["stability"]["stable"] == (not document["stability"]["reasons"])
+        assert document["eager"]["best"]["memory_format"] in ("contiguous", "channels_last")
         assert document["schema"] == 1
         assert document["reference"] == "eager, batchnorm split"
         assert document["conditions"]["threads"] == 1
@@ -250,6 +255,11 @@ class TestOnABundle:
             *("p50_ms", "p50_ms_eager", "speedup", "speedup_low", "speedup_high"),
             *("speedup_best_eager", "relation"),
         }
+        assert engine["latency"]["processes"] == [3, 2]
+        assert len(engine["latency"]["log_ratios"]) == engine["latency"]["rounds"] == 5
+        assert sum(engine["latency"]["distribution"]["counts"]) >= 5 * engine["latency"]["calls_per_block"]
+        assert engine["accuracy"]["top5"] >= engine["accuracy"]["top1"]
+        assert set(engine["accuracy"]["worst_class"]) == {"class", "images", "drop", "drop_upper"}
         # Half of the folder calibrated and tuned this bundle and may not certify it.
         assert engine["accuracy"]["images"] == 120
         assert "120 test images also served calibration" in " ".join(result.stderr.split())

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from resedge.errors import UsageError
-from resedge.pipeline.options import GRAPHS, Measuring, Selection, select
+from resedge.pipeline.options import GRAPHS, BenchOptions, Measuring, Selection, select
 
 
 def test_nothing_asked_for_is_everything_but_rtx_and_names_nobody() -> None:
@@ -65,3 +67,16 @@ def test_what_is_not_known_is_refused(backends: list[str], precisions: list[str]
 def test_a_budget_that_nothing_could_meet_or_miss_is_refused(change: dict[str, float], option: str) -> None:
     with pytest.raises(UsageError, match=option):
         Measuring(**change)  # type: ignore[arg-type]  # floats and ints by name
+
+
+@pytest.mark.parametrize(
+    ("rounds", "processes", "option"),
+    [(1, 1, "--rounds"), (4, 5, "--processes"), (4, 0, "--processes")],
+)
+def test_rounds_that_cannot_be_shared_are_refused(rounds: int, processes: int, option: str) -> None:
+    with pytest.raises(UsageError, match=f"^{option}: "):
+        BenchOptions(Path("m.resedge"), rounds=rounds, processes=processes)
+
+
+def test_one_round_a_process_is_possible() -> None:
+    assert BenchOptions(Path("m.resedge"), rounds=3, processes=3).rounds == 3
