@@ -8,8 +8,7 @@ import numpy as np
 
 from resedge.artifacts import Accuracy
 from resedge.benchmarks.answers import mean_divergence, top5, worst_class
-from resedge.benchmarks.bounds import drop_lower as drop_lower
-from resedge.benchmarks.bounds import drop_upper as drop_upper
+from resedge.benchmarks.bounds import drop_upper
 from resedge.errors import InputRefused
 from resedge.protocols import Float32Array, Int64Array
 

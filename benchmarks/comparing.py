@@ -16,7 +16,7 @@ from typing import Final, Literal
 import numpy as np
 
 from resedge.artifacts import JsonValue, Outcome, Relation
-from resedge.benchmarks.accuracy import drop_lower, drop_upper
+from resedge.benchmarks.bounds import drop_lower, drop_upper
 from resedge.benchmarks.distributions import binomial_upper, normal_quantile
 from resedge.benchmarks.documents import AccuracyReport, BenchDocument, EngineReport, LatencyReport
 from resedge.benchmarks.formats import engine_name

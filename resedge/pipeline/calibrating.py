@@ -45,7 +45,7 @@ class Tuning:
 
         Of the predictions that differ, all are taken to be flips, of which the drop says which way.
         """
-        from resedge.benchmarks.accuracy import drop_upper
+        from resedge.benchmarks.bounds import drop_upper
 
         if not self.test_images:
             return False

@@ -13,6 +13,9 @@ def bench_command(options: BenchOptions) -> str:
     """Return the command that measures the same again."""
     words = ["resedge", "bench", options.bundle.name]
     words += _paths({"--test-data": options.test_data})
+    for name in ("rounds", "processes"):
+        if getattr(options, name) != getattr(BenchOptions(options.bundle), name):
+            words += [f"--{name}", str(getattr(options, name))]
     return shlex.join([*words, *_selected(options.selection), *_measured(options.measuring)])
 
 

@@ -128,6 +128,16 @@ class BenchOptions:
     self_check: bool = False
     compare: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.rounds < 2:
+            raise UsageError(f"{self.rounds} is too few.", where="--rounds", cure="From 2 up.")
+        if not 1 <= self.processes <= self.rounds:
+            raise UsageError(
+                f"{self.processes} processes cannot share {self.rounds} rounds.",
+                where="--processes",
+                cure="From 1 to one a round.",
+            )
+
 
 def select(backends: Sequence[str], precisions: Sequence[str]) -> Selection:
     """Select engines from `NAME` or `NAME:PRECISION` texts and from precisions; empty means `UNNAMED`.
