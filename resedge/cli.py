@@ -138,6 +138,32 @@ def _batch_range(command: F) -> F:
     return option(command)
 
 
+def _scenarios(command: F) -> F:
+    """Add what else an engine is measured in."""
+    for option in (
+        click.option(
+            "--camera-rate",
+            type=float,
+            default=30.0,
+            show_default=True,
+            help="Frames a second of the scenario camera.",
+        ),
+        click.option(
+            "--seconds", type=float, default=10.0, show_default=True, help="How long a scenario lasts."
+        ),
+        click.option(
+            "--scenario",
+            "scenario_names",
+            metavar="NAME",
+            multiple=True,
+            help="Also measure this; can be repeated: end-to-end, camera, cold-start, and MLPerf's "
+            "single-stream and offline, by its LoadGen.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _rounds(command: F) -> F:
     for option in (
         click.option(
@@ -291,6 +317,7 @@ def export(
 @click.option("--markdown", type=_PATH, help="Also write the table for a pull request to this file.")
 @click.option("--compare", type=_PATH, help="Say what changed since this document of --json; see exit codes.")
 @_rounds
+@_scenarios
 @_selection
 @_measuring
 @_output
@@ -305,6 +332,9 @@ def bench(
     rounds: int,
     processes: int,
     self_check: bool,
+    scenario_names: Sequence[str],
+    seconds: float,
+    camera_rate: float,
     quiet: bool,
     json_file: Path | None,
     **measuring: Any,  # noqa: ANN401 - the options of `_measuring`
@@ -319,10 +349,10 @@ def bench(
     from resedge.pipeline import presenting
     from resedge.pipeline.benching import bench as run
     from resedge.pipeline.exporting import export as make
-    from resedge.pipeline.options import BenchOptions, ExportOptions, select
+    from resedge.pipeline.options import BenchOptions, ExportOptions, Scenarios, select
 
     selection = select(backends, _listed(precision))
-    how = _measuring_of(measuring)
+    how, besides = _measuring_of(measuring), Scenarios(tuple(scenario_names), seconds, camera_rate)
     _check_json_file(json_file)
     _check_place(html, "--html")
     _check_place(markdown, "--markdown")
@@ -332,7 +362,15 @@ def bench(
             if not bundle.exists():
                 make(ExportOptions(out=bundle, measuring=how), reporter)
         options = BenchOptions(
-            bundle, test_data, selection, how, rounds, processes, self_check=self_check, compare=compare
+            bundle,
+            test_data,
+            selection,
+            how,
+            rounds,
+            processes,
+            self_check=self_check,
+            compare=compare,
+            scenarios=besides,
         )
         result = run(options, reporter)
     _print_result(result, json_file)

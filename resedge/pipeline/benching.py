@@ -18,7 +18,7 @@ from resedge.artifacts import (
 )
 from resedge.bundle import Bundle
 from resedge.images import ImageSet
-from resedge.pipeline import judging, measuring, presenting
+from resedge.pipeline import judging, measuring, presenting, scenarios
 from resedge.pipeline.datasets import bench_images, warn_of_labels
 from resedge.pipeline.differing import Differences
 from resedge.pipeline.energy import say_energy
@@ -65,6 +65,8 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
     """
     reporter = reporter or Silent()
     require("a bench", "export", "bench")
+    if {"single-stream", "offline"}.intersection(options.scenarios.names):
+        require("MLPerf's LoadGen", "loadgen")
     bundle = bundles.read(options.bundle)
     bundles.check(bundle)
     reporter.stage("bundle", f"{options.bundle}: {len(bundle.manifest.files)} files, all as named")
@@ -96,15 +98,18 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
     document = judging.document_of(verdicts, model.name, model.reference, latencies)
     code = judging.exit_code(verdicts, options.selection.named, findings, latencies=latencies)
     changes = presenting.changes_since(before, document) if before else None
+    sizes = judging.sizes(opened)
+    besides = scenarios.run(bundle, opened, sizes, test, options.scenarios, how.threads, reporter)
+    document = scenarios.with_scenarios(document, besides)
     return Benched(
         bundle,
         test,
         findings,
         changes,
         verdicts,
-        judging.sizes(opened),
+        sizes,
         {**document, "compared": encode(changes)} if changes else document,
-        presenting.joined(code, changes),
+        scenarios.joined(presenting.joined(code, changes), besides),
     )
 
 

@@ -11,6 +11,7 @@ _MODULES = {
     "export": ("torch", "onnx", "onnxscript", "onnx_ir"),
     "onnxruntime": ("onnxruntime",),
     "bench": ("scipy",),
+    "loadgen": ("mlperf_loadgen",),
 }
 
 

@@ -108,12 +108,40 @@ class BuildingOptions:
     dla: bool = False
 
 
+SCENARIOS = ("end-to-end", "single-stream", "offline", "camera", "cold-start")
+
+
+@dataclass(frozen=True)
+class Scenarios:
+    """Which of `SCENARIOS` are measured besides, for how many seconds each; a camera's frames a second.
+
+    Raises:
+        UsageError: A name is unknown, or a number is impossible.
+    """
+
+    names: tuple[str, ...] = ()
+    seconds: float = 10.0
+    rate: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            _known(name, SCENARIOS, "scenario")
+        for option, value, high in (
+            ("--seconds", self.seconds, 86_400),
+            ("--camera-rate", self.rate, 10_000),
+        ):
+            if not 0 < value <= high:
+                raise UsageError(
+                    f"{value:g} is not possible.", where=option, cure=f"Above 0, up to {high:g}."
+                )
+
+
 @dataclass(frozen=True)
 class BenchOptions:
     """The options of a bench.
 
     `rounds` are shared between that many fresh `processes`. `self_check` also compares eager with itself.
-    `compare` is the document of an earlier one.
+    `compare` is the document of an earlier one, `scenarios` what is measured besides.
 
     Raises:
         UsageError: There are too few rounds.
@@ -127,6 +155,7 @@ class BenchOptions:
     processes: int = 3
     self_check: bool = False
     compare: Path | None = None
+    scenarios: Scenarios = Scenarios()
 
     def __post_init__(self) -> None:
         if self.rounds < 2:
