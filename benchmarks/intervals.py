@@ -36,8 +36,7 @@ def ratio_interval(log_ratios: Float64Array, confidence: float) -> tuple[float, 
     # Of the ordered Walsh averages, this many are left out at either end.
     outside = int((signed_rank_cdf(pairs) <= (1 - confidence) / 2).sum())
     if pairs >= _FEWEST_PAIRS_FOR_RANKS and outside:
-        i, j = np.triu_indices(pairs)
-        walsh = np.sort((log_ratios[i] + log_ratios[j]) / 2)
+        walsh = np.sort(_walsh_averages(log_ratios))
         middle, low, high = float(np.median(walsh)), walsh[outside - 1], walsh[-outside]
     else:
         middle = float(log_ratios.mean())
@@ -45,3 +44,14 @@ def ratio_interval(log_ratios: Float64Array, confidence: float) -> tuple[float, 
         half_width = student_quantile((1 + confidence) / 2, pairs - 1) * error
         low, high = middle - half_width, middle + half_width
     return math.exp(middle), math.exp(low), math.exp(high)
+
+
+def hodges_lehmann(values: Float64Array) -> float:
+    """Return the median of the averages of all pairs, each value with itself among them."""
+    return float(np.median(_walsh_averages(values)))
+
+
+def _walsh_averages(values: Float64Array) -> Float64Array:
+    i, j = np.triu_indices(len(values))
+    averages: Float64Array = (values[i] + values[j]) / 2
+    return averages

@@ -2,7 +2,7 @@
 
 How memory is laid out is drawn once a process. Where that moves a ratio, the rounds of one process are alike
 and tell less than their number says: pooled, a 95 % interval then covers the truth in as little as 55 % of
-all runs. So where the processes look different at all, their means count in place of the rounds.
+all runs. So where the processes look different at all, their estimates count in place of the rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from resedge.benchmarks.distributions import chi_squared_tail, student_quantile
-from resedge.benchmarks.intervals import Float64Array, ratio_interval
+from resedge.benchmarks.intervals import Float64Array, hodges_lehmann, ratio_interval
 
 # Far above the usual 5 %: a difference that is missed makes wrong words, one that is none a wide interval.
 _LOOK_DIFFERENT = 0.5
@@ -25,7 +25,7 @@ def interval_over_processes(
     """Return the estimate of a ratio and its two-sided interval, (estimate, low, high).
 
     That of all rounds together; where the processes look different, the wider of that and Student's t on the
-    processes' means, around the same estimate.
+    processes' own Hodges-Lehmann estimates, around the same middle.
 
     Args:
         log_ratios: Of each process, (rounds,) float64, at least one round each and two in all.
@@ -34,9 +34,9 @@ def interval_over_processes(
     estimate, low, high = ratio_interval(np.concatenate(log_ratios), confidence)
     if len(log_ratios) < 2 or kruskal_wallis(log_ratios) >= _LOOK_DIFFERENT:
         return estimate, low, high
-    means = np.array([each.mean() for each in log_ratios])
-    error = float(means.std(ddof=1)) / math.sqrt(len(means))
-    factor = math.exp(student_quantile((1 + confidence) / 2, len(means) - 1) * error)
+    of_processes = np.array([hodges_lehmann(each) for each in log_ratios])
+    error = float(of_processes.std(ddof=1)) / math.sqrt(len(of_processes))
+    factor = math.exp(student_quantile((1 + confidence) / 2, len(of_processes) - 1) * error)
     return estimate, min(low, estimate / factor), max(high, estimate * factor)
 
 
