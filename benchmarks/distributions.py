@@ -66,6 +66,17 @@ def binomial_quantile(probability: float, trials: int, rate: float) -> int:
     return enough
 
 
+def chi_squared_tail(value: float, degrees: int) -> float:
+    """Return the probability that chi-squared with `degrees` of freedom exceeds a value.
+
+    Raises:
+        RuntimeUnavailable: scipy is not installed.
+    """
+    with _scipy_needed():
+        from scipy.special import chdtrc
+    return float(chdtrc(degrees, value))
+
+
 def beta_cdf(value: float, a: float, b: float) -> float:
     """Return the regularised incomplete beta function I(value; a, b).
 

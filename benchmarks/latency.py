@@ -13,23 +13,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from resedge.artifacts import BestEager, EagerLatency, Latency, Relation, SelfCheck
-from resedge.benchmarks.distributions import signed_rank_cdf, student_quantile
+from resedge.benchmarks.intervals import Float64Array
+from resedge.benchmarks.intervals import ratio_interval as ratio_interval
+from resedge.benchmarks.processes import interval_over_processes
 from resedge.benchmarks.rounds import Samples
 from resedge.benchmarks.tails import distribution, percentile
 from resedge.protocols import Int64Array
-
-Float64Array = npt.NDArray[np.float64]
 
 EQUIVALENT_WITHIN = 0.02
 NOT_SLOWER_FROM = 1 / (1 + EQUIVALENT_WITHIN)
 
 # An honest rig gives an alarm in one run of a hundred, not of twenty: an alarm ends a gate.
 SELF_CHECK_CONFIDENCE = 0.99
-
-_FEWEST_PAIRS_FOR_RANKS = 6
 
 
 def compare(
@@ -43,7 +40,7 @@ def compare(
     """Compare one arm with the reference and with eager's other form.
 
     Args:
-        sessions: From `measure`, one of each process, in order; two rounds or more in all.
+        sessions: From `measure`, one of each process, in order; none without a round, and two or more in all.
         reference: The arm of eager as it was loaded.
         best_eager: The arm of eager in the other memory format.
         engine: The arm that is judged.
@@ -52,8 +49,8 @@ def compare(
     """
     log_ratios = _log_ratios(sessions, reference, engine)
     each = 1 - (1 - confidence) / comparisons
-    speedup, low, high = ratio_interval(log_ratios, each)
-    over_best, _, _ = ratio_interval(_log_ratios(sessions, best_eager, engine), confidence)
+    speedup, low, high = interval_over_processes(log_ratios, each)
+    over_best, _, _ = interval_over_processes(_log_ratios(sessions, best_eager, engine), confidence)
     calls = _calls(sessions, engine)
     found = Latency(
         p50_ms=_p50_ms(calls),
@@ -63,14 +60,14 @@ def compare(
         speedup_high=high,
         speedup_best_eager=over_best,
         relation=relation(1 / high, 1 / low),
-        rounds=len(log_ratios),
+        rounds=sum(map(len, log_ratios)),
         calls_per_block=min(session.nanoseconds[engine].shape[1] for session in sessions),
         p90_ms=percentile(calls, 0.9),
         p95_ms=percentile(calls, 0.95),
         p99_ms=percentile(calls, 0.99),
         p999_ms=percentile(calls, 0.999),
-        log_ratios=tuple(map(float, log_ratios)),
-        processes=tuple(len(session.orders) for session in sessions),
+        log_ratios=tuple(map(float, np.concatenate(log_ratios))),
+        processes=tuple(map(len, log_ratios)),
         distribution=distribution(calls),
     )
     if found.relation != "inconclusive":
@@ -106,42 +103,10 @@ def self_check(sessions: Sequence[Samples], reference: str, again: str) -> SelfC
         reference: The arm of eager as it was loaded.
         again: The arm of the second instance.
     """
-    ratio, low, high = ratio_interval(_log_ratios(sessions, reference, again), SELF_CHECK_CONFIDENCE)
+    log_ratios = _log_ratios(sessions, reference, again)
+    ratio, low, high = interval_over_processes(log_ratios, SELF_CHECK_CONFIDENCE)
     found = relation(1 / high, 1 / low)
     return SelfCheck(found, ratio, low, high, alarm=found in ("faster", "slower"))
-
-
-def ratio_interval(log_ratios: Float64Array, confidence: float) -> tuple[float, float, float]:
-    """Return the estimate of a ratio and its two-sided interval, (estimate, low, high).
-
-    From six rounds on: the Hodges-Lehmann estimate (the median of the Walsh averages) and the interval
-    of the signed-rank test's order statistics (Hodges and Lehmann 1963, Ann. Math. Statist. 34:598-611;
-    Hollander and Wolfe, Nonparametric Statistical Methods, section 3.3), whose confidence is at least
-    the one asked for. With fewer, or where the ranks of so few cannot reach that confidence: the mean
-    and Student's t.
-
-    Args:
-        log_ratios: (rounds,) float64, natural logarithms of one round's ratio each.
-        confidence: In (0, 1).
-
-    Raises:
-        ValueError: There are fewer than two rounds.
-    """
-    pairs = len(log_ratios)
-    if pairs < 2:
-        raise ValueError("an interval needs at least two rounds")
-    # Of the ordered Walsh averages, this many are left out at either end.
-    outside = int((signed_rank_cdf(pairs) <= (1 - confidence) / 2).sum())
-    if pairs >= _FEWEST_PAIRS_FOR_RANKS and outside:
-        i, j = np.triu_indices(pairs)
-        walsh = np.sort((log_ratios[i] + log_ratios[j]) / 2)
-        middle, low, high = float(np.median(walsh)), walsh[outside - 1], walsh[-outside]
-    else:
-        middle = float(log_ratios.mean())
-        error = float(log_ratios.std(ddof=1)) / math.sqrt(pairs)
-        half_width = student_quantile((1 + confidence) / 2, pairs - 1) * error
-        low, high = middle - half_width, middle + half_width
-    return math.exp(middle), math.exp(low), math.exp(high)
 
 
 def relation(low: float, high: float, eps: float = EQUIVALENT_WITHIN) -> Relation:
@@ -173,15 +138,15 @@ def further_rounds(latency: Latency, passes_above: float, fails_below: float) ->
     return max(needed - latency.rounds, 1)
 
 
-def log_medians(sessions: Sequence[Samples], arm: str) -> Float64Array:
-    """Return the logarithm of each block's median, (rounds,) float64, over all sessions in order."""
-    each = [np.median(session.nanoseconds[arm], axis=1) for session in sessions if session.orders]
-    medians: Float64Array = np.log(np.concatenate(each))
+def log_medians(samples: Samples, arm: str) -> Float64Array:
+    """Return the logarithm of the median of each of an arm's blocks, (rounds,) float64."""
+    medians: Float64Array = np.log(np.median(samples.nanoseconds[arm], axis=1))
     return medians
 
 
-def _log_ratios(sessions: Sequence[Samples], numerator: str, denominator: str) -> Float64Array:
-    return log_medians(sessions, numerator) - log_medians(sessions, denominator)
+def _log_ratios(sessions: Sequence[Samples], numerator: str, denominator: str) -> list[Float64Array]:
+    """Return each session's log ratios, (rounds,) float64."""
+    return [log_medians(samples, numerator) - log_medians(samples, denominator) for samples in sessions]
 
 
 def _calls(sessions: Sequence[Samples], arm: str) -> Int64Array:

@@ -15,7 +15,8 @@ import numpy as np
 
 from resedge.artifacts import SelfCheck, Stability
 from resedge.benchmarks.distributions import student_quantile
-from resedge.benchmarks.latency import Float64Array, log_medians
+from resedge.benchmarks.intervals import Float64Array
+from resedge.benchmarks.latency import log_medians
 from resedge.benchmarks.rounds import Samples
 
 FOREIGN_CORES = 0.2
@@ -108,7 +109,8 @@ def _drifts(sessions: Sequence[Samples]) -> list[str]:
     found: dict[str, float] = {}
     for arm in arms:
         seconds = np.concatenate([session.began[arm] for session in measured]) / 1e9
-        changed = drift(seconds, log_medians(measured, arm), risk)
+        logs = np.concatenate([log_medians(session, arm) for session in measured])
+        changed = drift(seconds, logs, risk)
         if changed is not None and abs(changed) > DRIFT:
             found[arm] = changed
     changes = [f"{arm} by {100 * math.expm1(change):+.1f} %" for arm, change in found.items()]

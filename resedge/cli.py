@@ -176,7 +176,7 @@ def _rounds(command: F) -> F:
             type=click.IntRange(1),
             default=3,
             show_default=True,
-            help="Fresh processes that share the rounds.",
+            help="Fresh processes that share the rounds; where they differ, more of them tell more.",
         ),
         click.option(
             "--rounds",

@@ -84,11 +84,12 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
         for name in options.selection.engines
         if (engine := _engine(bundle, name, findings)) is not None
     }
-    opened: dict[EngineName, Engine] = {}
-    for name, engine in there.items():
-        piloted = Piloting(how.max_drop, how.confidence, len(there))
-        if _verify(engine, test, preprocessing, eager, how, findings, piloted, reporter):
-            opened[name] = engine
+    piloting = Piloting(how.max_drop, how.confidence, len(there))
+    opened = {
+        name: engine
+        for name, engine in there.items()
+        if _verify(engine, test, preprocessing, eager, how, findings, piloting, reporter)
+    }
     pace = replace(measuring.BENCH_PACE, rounds=options.rounds)
     job = Job(source, tuple(opened.values()), how.threads, how.seed, pace, options.self_check)
     latencies = measuring.latencies_of(job, test, preprocessing, how.confidence, options.processes, reporter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,6 +44,9 @@ from resedge.pipeline.timing import (
 from resedge.pipeline.timing_processes import time_apart
 from resedge.protocols import BuildOptions, Float32Array, Progress, RunOptions
 from resedge.store import Key
+
+if TYPE_CHECKING:
+    from resedge.benchmarks.rounds import Samples
 
 LATENCY_IMAGES = 16
 EXPORT_PACE = Pace(rounds=8, block_seconds=0.2, min_calls=50, warm_seconds=2.0)
@@ -252,33 +256,23 @@ def latencies_of(
         KeyboardInterrupt: Interrupted before there was enough to compare.
     """
     from resedge.benchmarks.conditions import Watch, conditions
-    from resedge.benchmarks.latency import compare, eager_latency, self_check
-    from resedge.benchmarks.rounds import Samples
+    from resedge.benchmarks.latency import eager_latency, self_check
     from resedge.benchmarks.stability import stability
     from resedge.jetson import recording
 
     inputs = test.select(range(min(LATENCY_IMAGES, len(test)))).prepared(preprocessing)
     tegrastats = recording.find()
-    sessions: tuple[Samples, ...]
     with Watch(tegrastats) as watch:
         if processes is None:
-            sessions, partial = (time_here(job, inputs, progress),), False
+            sessions, partial = [time_here(job, inputs, progress)], False
         else:
             sessions, partial = time_apart(job, inputs, processes, progress)
     of_jetson: Mapping[str, JsonValue] = {}
     if tegrastats and not partial:
         with opened(job, inputs) as arms:
             of_jetson = energy_and_settings(arms, tegrastats, progress)
-    found = tuple(
-        EngineLatency(
-            engine.runtime,
-            engine.precision,
-            compare(sessions, EAGER, EAGER_BEST, arm_of(engine), confidence, len(job.engines)),
-        )
-        for engine in job.engines
-    )
     check = self_check(sessions, EAGER, EAGER_AGAIN) if job.self_check else None
-    forms = [(name, MEMORY_FORMATS[name]) for name in (EAGER, EAGER_BEST)]
+    libraries = ("torch", *{engine.runtime for engine in job.engines})
     how: dict[str, JsonValue] = {
         "batch": 1,
         "computed": _computed(job.engines),
@@ -287,14 +281,29 @@ def latencies_of(
         "comparisons": len(job.engines),
         "processes": processes,
     }
-    libraries = ("torch", *{engine.runtime for engine in job.engines})
     return Latencies(
-        found,
-        eager_latency(sessions, forms),
+        _compared(job.engines, sessions, confidence),
+        eager_latency(sessions, [(name, MEMORY_FORMATS[name]) for name in (EAGER, EAGER_BEST)]),
         stability(sessions, watch.seen(), check),
         {**conditions(job.threads, libraries), **watch.found(), **how, **of_jetson, **asdict(job.pace)},
         check,
         partial,
+    )
+
+
+def _compared(
+    engines: Sequence[Engine], sessions: Sequence[Samples], confidence: float
+) -> tuple[EngineLatency, ...]:
+    """Compare each engine with eager, with intervals that hold for all of them at once."""
+    from resedge.benchmarks.latency import compare
+
+    return tuple(
+        EngineLatency(
+            engine.runtime,
+            engine.precision,
+            compare(sessions, EAGER, EAGER_BEST, arm_of(engine), confidence, len(engines)),
+        )
+        for engine in engines
     )
 
 

@@ -43,7 +43,7 @@ def shares(rounds: int, processes: int) -> tuple[int, ...]:
 
 def time_apart(
     job: Job, inputs: Float32Array, processes: int, progress: Progress
-) -> tuple[tuple[Samples, ...], bool]:
+) -> tuple[list[Samples], bool]:
     """Time a job in fresh processes.
 
     An interrupt ends the rounds; with two or more of them, what was measured is returned.
@@ -76,7 +76,7 @@ def time_apart(
             raise
         interrupted = True
     progress.finish()
-    return tuple(samples for samples in measured if samples.orders), interrupted
+    return [samples for samples in measured if samples.orders], interrupted
 
 
 def _time_in_child(job: Job, inputs: Float32Array, progress: Progress) -> Samples:

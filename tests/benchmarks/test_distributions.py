@@ -53,6 +53,7 @@ def test_signed_rank_distribution_counts_all_signs(pairs: int) -> None:
         ("scipy.special", lambda: distributions.binomial_upper(1, 9, 0.9)),
         ("scipy.special", lambda: distributions.binomial_cdf(1, 9, 0.9)),
         ("scipy.special", lambda: distributions.beta_cdf(0.5, 1, 2)),
+        ("scipy.special", lambda: distributions.chi_squared_tail(1.0, 2)),
         ("scipy.optimize", lambda: distributions.root(lambda x: x, -1.0, 1.0)),
     ],
 )
@@ -66,8 +67,18 @@ def test_without_scipy_the_cure_is_named(
 
 def test_importing_the_room_imports_no_scipy() -> None:
     names = (
-        *("accuracy", "answers", "bounds", "conditions", "distributions", "kernel", "latency"),
-        *("multiplicity", "report", "rounds", "stability", "tails", "verdict", "warmup"),
+        *("accuracy", "answers", "bounds", "conditions", "distributions", "intervals", "kernel"),
+        *(
+            "latency",
+            "multiplicity",
+            "processes",
+            "report",
+            "rounds",
+            "stability",
+            "tails",
+            "verdict",
+            "warmup",
+        ),
     )
     lines = [f"import resedge.benchmarks.{name}" for name in names]
     program = "\n".join(["import sys", *lines, "print('scipy' in sys.modules)"])

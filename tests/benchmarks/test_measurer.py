@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MS = 1_000_000
 SHORT, FULL = 30, 400
+COVERAGE_OF_THREE_PROCESSES = 0.90
 COVERAGE, FALSE_FASTER, FALSE_CERTIFICATES = 0.93, 0.06, 0.055
 RATIOS = (0.90, 0.98, 1.00, 1.02, 1.10)  # of the engine's time to eager's
 MACHINES: dict[str, dict[str, float]] = {
@@ -92,6 +93,30 @@ def test_the_interval_covers_and_faster_is_true(
         assert said.count("faster") <= promise.at_most(FALSE_FASTER)
     if ratio <= 1:
         assert said.count("slower") <= promise.at_most(FALSE_FASTER)
+
+
+@both_forms
+@pytest.mark.parametrize("spread", [0.003, 0.005, 0.01, 0.02])
+def test_processes_that_differ_are_not_taken_for_one(
+    new_rig: type[Rig], spread: float, promise: Promise
+) -> None:
+    """Each process draws a factor of its own for the engine; three are few to tell how much they differ."""
+    covered = 0
+    for seed in range(promise.sessions):
+        rig, factors = new_rig(seed, noise=0.01), np.random.default_rng(seed).normal(0, spread, 3)
+        measured = [
+            rig.run(
+                {"eager": 20.0 * MS, "engine": 20.0 * MS * float(np.exp(factor))},
+                rounds=rounds,
+                seed=1000 * seed + number,
+                calls=8,
+                warm_seconds=1.0,
+            )
+            for number, (rounds, factor) in enumerate(zip((7, 7, 6), factors, strict=True))
+        ]
+        found = compare(measured, "eager", "eager", "engine", 0.95)
+        covered += found.speedup_low <= 1 <= found.speedup_high
+    assert covered >= promise.at_least(COVERAGE_OF_THREE_PROCESSES)
 
 
 @pytest.mark.parametrize(("ratio", "word"), [(0.90, "faster"), (1.00, "equivalent"), (1.10, "slower")])

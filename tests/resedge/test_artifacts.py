@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from resedge.artifacts import (
     Accuracy,
     Artifact,
+    Distribution,
     Engine,
     Latency,
+    Percentile,
     Preprocessing,
     Ranges,
     TensorSpec,
     Verdict,
+    WorstClass,
     canonical_json,
     decode,
     encode,
@@ -37,11 +40,23 @@ ARTIFACT = Artifact(
 )
 ACCURACY = Accuracy(100, 0.99, 0.25, 0.9, 0.91, 0.01, 0.03, 2, 1)
 LATENCY = Latency(0.5, 2.0, 4.0, 3.5, 4.5, 3.0, "faster", 8, 100)
+FULL_ACCURACY = dataclasses.replace(
+    ACCURACY, top5=0.99, top5_eager=1.0, kl=0.001, worst_class=WorstClass(3, 10, 0.1, 0.4), images_needed=900
+)
+FULL_LATENCY = dataclasses.replace(
+    LATENCY,
+    p90_ms=Percentile(0.6, 0.58, 0.63),
+    log_ratios=(1.4, 1.3),
+    processes=(1, 1),
+    distribution=Distribution((0.4, 0.5, 0.7), (60, 40)),
+    rounds_needed=3,
+)
 VALUES = [
     ARTIFACT,
     Ranges({"a": (-1.0, 2.5)}, "minmax", "1", "2", 300),
     Engine(ARTIFACT, "openvino", "2026.4.1", "CPU", "int8", companions=(ARTIFACT,)),
     Verdict("openvino", "int8", "pass", (), ACCURACY, LATENCY, {"threads": 2}),
+    Verdict("openvino", "fp32", "inconclusive", ("open.",), FULL_ACCURACY, FULL_LATENCY),
     Verdict("tensorrt", "int8", "unavailable", ("to be built on the device",)),
     Preprocessing(28, 28, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
 ]
@@ -51,6 +66,13 @@ VALUES = [
 def test_values_come_back_from_json_as_they_were(value: object) -> None:
     text = canonical_json(encode(value))
     assert decode(type(value), parse_json(text, "text"), "text") == value
+
+
+def test_a_field_that_is_a_word_of_pythons_has_its_key() -> None:
+    document = encode(WorstClass(3, 10, 0.1, 0.4))
+    assert document == {"class": 3, "images": 10, "drop": 0.1, "drop_upper": 0.4}
+    with pytest.raises(InputRefused, match="unknown key 'number'"):
+        decode(WorstClass, {"number": 3, "images": 10, "drop": 0.1, "drop_upper": 0.4}, "v.json")
 
 
 def test_an_unknown_key_is_named() -> None:
@@ -97,7 +119,7 @@ def test_an_outcome_that_is_none_of_the_four_is_refused() -> None:
 
 
 def test_a_tuple_of_another_length_is_refused() -> None:
-    document = {**json.loads(canonical_json(encode(VALUES[5]))), "mean": [0.5, 0.5]}
+    document = {**json.loads(canonical_json(encode(VALUES[6]))), "mean": [0.5, 0.5]}
     with pytest.raises(InputRefused, match="has 2 items, expected 3"):
         decode(Preprocessing, document, "p.json")
 
