@@ -174,7 +174,7 @@ def _rounds(command: F) -> F:
         click.option(
             "--processes",
             type=click.IntRange(1),
-            default=3,
+            default=5,
             show_default=True,
             help="Fresh processes that share the rounds; where they differ, more of them tell more.",
         ),

@@ -152,7 +152,7 @@ class BenchOptions:
     selection: Selection = Selection()
     measuring: Measuring = field(default_factory=Measuring)
     rounds: int = 20
-    processes: int = 3
+    processes: int = 5
     self_check: bool = False
     compare: Path | None = None
     scenarios: Scenarios = Scenarios()

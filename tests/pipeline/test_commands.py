@@ -28,8 +28,8 @@ BUNDLE = Path("/home/me/my model.resedge")
             "--min-speedup 1.5 --confidence 0.9 --seed 7 --threads 3",
         ),
         (
-            bench_command(BenchOptions(BUNDLE, measuring=PLAIN, rounds=60, processes=5)),
-            "resedge bench 'my model.resedge' --rounds 60 --processes 5 --threads 2",
+            bench_command(BenchOptions(BUNDLE, measuring=PLAIN, rounds=60, processes=4)),
+            "resedge bench 'my model.resedge' --rounds 60 --processes 4 --threads 2",
         ),
         (export_command(ExportOptions(measuring=PLAIN)), "resedge export notebook --threads 2"),
         (
