@@ -174,9 +174,8 @@ def _rounds(command: F) -> F:
         click.option(
             "--processes",
             type=click.IntRange(1),
-            default=5,
-            show_default=True,
-            help="Fresh processes that share the rounds; where they differ, more of them tell more.",
+            help="Fresh processes that share the rounds; where they differ, more of them tell more. "
+            "Without it 5, or one a round.",
         ),
         click.option(
             "--rounds",
@@ -330,7 +329,7 @@ def bench(
     backends: Sequence[str],
     precision: str,
     rounds: int,
-    processes: int,
+    processes: int | None,
     self_check: bool,
     scenario_names: Sequence[str],
     seconds: float,
@@ -367,7 +366,7 @@ def bench(
             selection,
             how,
             rounds,
-            processes,
+            processes or min(BenchOptions.processes, rounds),
             self_check=self_check,
             compare=compare,
             scenarios=besides,
