@@ -31,7 +31,7 @@ from resedge.protocols import Float32Array, Progress
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_LARGEST_TENSOR: Final = 100_000_000  # bytes of one activation over all images of a walk
+_LARGEST_TENSOR: Final = 64_000_000  # bytes of one activation over all images of a walk
 _MOST_IMAGES: Final = 128
 
 

@@ -12,13 +12,16 @@ import numpy as np
 from resedge.artifacts import Artifact
 from resedge.calibration.bakeoff import Score
 from resedge.images import ImageSet
-from resedge.pipeline.running import evaluate
+from resedge.pipeline.running import EVALUATION_BATCH, evaluate
 from resedge.pipeline.stages import EagerAnswers
 from resedge.pipeline.staging import Data, Site
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
 
 HARDEST = 256  # tuning images that candidates are compared on
 SCREENING = 32  # tuning images that tell which candidates are worth that
+_EMULATED_BATCH = 8  # each Q and DQ is a tensor of its own there
+
+_Opened = AbstractContextManager[Callable[[Float32Array], Float32Array]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,12 @@ class Bench:
         order = np.argsort(best[:, -1] - best[:, -2], kind="stable")
         chosen = np.sort(order[:count])
         images = self.data.tuning.select(chosen.tolist())
-        with self._opened(graph, float_weights) as run:
-            logits = evaluate(run, images, self.data.preprocessing, self.site.reporter, f"tuning, {label}")
+        emulate = float_weights is not None or graph.meta["scheme"] != "cpu"
+        with self._emulated(graph, float_weights) if emulate else self._opened(graph) as run:
+            batch = _EMULATED_BATCH if emulate else EVALUATION_BATCH
+            logits = evaluate(
+                run, images, self.data.preprocessing, self.site.reporter, f"tuning, {label}", batch
+            )
         return score_logits(eager[chosen], logits, images.labels)
 
     def sample(self, count: int) -> Float32Array:
@@ -84,15 +91,16 @@ class Bench:
         """A file that each candidate graph takes the place of the one before in."""
         return self.folder / "candidate.onnx"
 
-    def _opened(
-        self, graph: Artifact, float_weights: Artifact | None
-    ) -> AbstractContextManager[Callable[[Float32Array], Float32Array]]:
-        """Open a graph in the integer kernels that will serve it, or emulated where they are not here."""
-        from resedge.calibration.emulation import emulated
+    def _opened(self, graph: Artifact) -> _Opened:
+        """Open a graph in the integer kernels that will serve it."""
         from resedge.runtimes.table import runtime
 
-        if float_weights is not None or graph.meta["scheme"] != "cpu":
-            return nullcontext(emulated(graph, self.site.threads, weights=float_weights))
         scorer = runtime("onnxruntime")
         engine = scorer.build(graph, self.folder, BuildOptions("int8"))
         return scorer.open(engine, RunOptions(self.site.threads))
+
+    def _emulated(self, graph: Artifact, float_weights: Artifact | None) -> _Opened:
+        """Open a graph as it is written, where the kernels that will serve it are not here."""
+        from resedge.calibration.emulation import emulated
+
+        return nullcontext(emulated(graph, self.site.threads, weights=float_weights))
