@@ -185,7 +185,7 @@ def _decode_tuple(arguments: tuple[Any, ...], data: object, where: str) -> tuple
 
 def _relative_path(text: str, where: str) -> Path:
     path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or "\\" in text or not path.parts:
+    if path.is_absolute() or ".." in path.parts or "\\" in text or "\0" in text or not path.parts:
         raise InputRefused(f"{text!r} is not a relative path inside the bundle.", where=where)
     return Path(path)
 

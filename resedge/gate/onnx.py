@@ -116,8 +116,7 @@ def parse_onnx(data: bytes, where: str) -> onnx.ModelProto:
             has: control flow, functions, training information, sparse tensors.
         RuntimeUnavailable: The onnx library is not installed.
     """
-    if len(data) > MAX_ONNX_BYTES:
-        raise GraphRefused(f"has {len(data):,} bytes, more than {MAX_ONNX_BYTES:,}.", where=where)
+    check_fields(data, where)
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -128,7 +127,6 @@ def parse_onnx(data: bytes, where: str) -> onnx.ModelProto:
             cure="Try: pip install 'resedge[export]'",
         ) from error
     try:
-        _demand_few_fields(memoryview(data), where)
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:  # a ValueError: text that is not UTF-8 too
         raise GraphRefused("is no ONNX file, or a damaged one.", where=where) from error
@@ -137,21 +135,33 @@ def parse_onnx(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def _demand_few_fields(data: memoryview, where: str) -> None:
-    """Refuse a file with many fields: an empty message is two bytes here and a hundred once it is parsed."""
-    waiting: list[tuple[memoryview, _Known]] = [(data, _MODEL)]
+def check_fields(data: bytes, where: str) -> None:
+    """Check a file's size, number of fields, and that it has no part that no ResNet has.
+
+    It takes no library. An empty message is two bytes in a file and a hundred once it is parsed, so this
+    comes before anything else.
+
+    Raises:
+        GraphRefused: As `parse_onnx`.
+    """
+    if len(data) > MAX_ONNX_BYTES:
+        raise GraphRefused(f"has {len(data):,} bytes, more than {MAX_ONNX_BYTES:,}.", where=where)
+    waiting: list[tuple[memoryview, _Known]] = [(memoryview(data), _MODEL)]
     count = 0
-    while waiting:
-        message, known = waiting.pop()
-        for number, content in fields(message):
-            count += 1
-            if count > MAX_FIELDS:
-                raise GraphRefused(f"has more than {MAX_FIELDS:,} fields.", where=where)
-            inner = known.get(number)
-            if isinstance(inner, str):
-                raise GraphRefused(f"has {inner}, which no ResNet needs.", where=where)
-            if content is not None and inner is not None:
-                waiting.append((content, inner))
+    try:
+        while waiting:
+            message, known = waiting.pop()
+            for number, content in fields(message):
+                count += 1
+                if count > MAX_FIELDS:
+                    raise GraphRefused(f"has more than {MAX_FIELDS:,} fields.", where=where)
+                inner = known.get(number)
+                if isinstance(inner, str):
+                    raise GraphRefused(f"has {inner}, which no ResNet needs.", where=where)
+                if content is not None and inner is not None:
+                    waiting.append((content, inner))
+    except ValueError as error:
+        raise GraphRefused("is no ONNX file, or a damaged one.", where=where) from error
 
 
 # --- the rules -----------------------------------------------------------------------------------
