@@ -216,6 +216,12 @@ def test_what_is_no_onnx_is_refused(data: bytes) -> None:
         parse_onnx(data, "net.onnx")
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    data = small().SerializeToString().replace(b"GlobalAveragePool", b"Global\xffveragePool")
+    with pytest.raises(GraphRefused, match="is no ONNX file, or a damaged one"):
+        check_onnx(data, "net.onnx")
+
+
 def test_without_the_library_the_cure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(RuntimeUnavailable, match=r"resedge\[export\]"):
