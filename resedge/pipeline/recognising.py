@@ -1,6 +1,7 @@
 """What a file is, by its content, without loading it into a runtime and without running anything of it.
 
-Only headers are read, with limits; an ONNX file is parsed as the protocol buffer that it is.
+Only headers are read, with limits; an ONNX file is parsed as the protocol buffer that it is, and a child
+process finds out what the gate says of it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resedge import files, gate
-from resedge.artifacts import parse_json, sha256_file
-from resedge.errors import BuildFailed, GraphRefused, InputRefused, RuntimeUnavailable
+from resedge.artifacts import Artifact, parse_json, sha256_bytes, sha256_file
+from resedge.errors import BuildFailed, InputRefused, RuntimeUnavailable
+from resedge.pipeline.vouching import refusal_of_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -236,16 +238,14 @@ def _onnx(path: Path) -> list[Line]:
     ]
     if outside:
         lines.append(("outside", f"{outside} weights lie in other files"))
-    return [*lines, ("gate", _word_of_gate(data, where))]
+    return [*lines, ("gate", _word_of_gate(path, data))]
 
 
-def _word_of_gate(data: bytes, where: str) -> str:
-    try:
-        gate.check_onnx(data, where)
-    except GraphRefused as error:
-        place = error.where.removeprefix(where).lstrip(": ")
-        return f"refuses it: {f'{place} ' if place else ''}{error.what}"
-    return "passes: operators, shapes and sizes are those of a ResNet"
+def _word_of_gate(path: Path, data: bytes) -> str:
+    reason = refusal_of_graph(Artifact(path, sha256_bytes(data), "onnx"))
+    if not reason:
+        return "passes: operators, shapes and sizes are those of a ResNet"
+    return f"does not pass: {reason.removeprefix('was refused: ').removeprefix(f'{path.absolute()}: ')}"
 
 
 def _onnx_kind(model: onnx.ModelProto) -> str:

@@ -41,7 +41,6 @@ from resedge.pipeline.staging import versions
 _CHILD: Final = "resedge.pipeline.vouching_child"
 _ROOT: Final = Path("/")
 _LAST: Final = 500
-_NOT_HERE: Final = RuntimeUnavailable.exit_code
 _CURE: Final = "Do not use files of people that you do not trust; export the model yourself."
 
 
@@ -107,6 +106,19 @@ def demand_vouched_graph(graph: Artifact, limits: Limits | None = None) -> None:
     _demand(None, (graph,), limits or Limits())
 
 
+def refusal_of_graph(graph: Artifact, limits: Limits | None = None) -> str:
+    """Say why the gate refuses an ONNX graph, whoever made it; "" where it passes. Nothing is kept.
+
+    The gate is asked in a child process, as the onnx library crashes on some graphs.
+
+    Raises:
+        StaleArtifact: The file has changed.
+        MachineFailure: The child could not be run.
+    """
+    limits = limits or Limits()
+    return _refusal(_trial(None, (graph,), limits), limits.seconds)
+
+
 def write_trial(trial: Trial, path: Path) -> None:
     """Write what a child is asked."""
     path.write_text(canonical_json(encode(trial)), encoding="utf-8")
@@ -128,19 +140,33 @@ def _demand(runtime: str | None, artifacts: tuple[Artifact, ...], limits: Limits
     tried = _digest([runtime, versions("onnx", *filter(None, [runtime]))], artifacts)
     if _is_kept(tried):
         return
+    try:
+        reason = _refusal(_trial(runtime, artifacts, limits), limits.seconds)
+    except RuntimeUnavailable:
+        return  # and the caller will be told so, when it opens the engine
+    if reason:
+        what = f"is not from an export of this machine, and {reason}."
+        raise InputRefused(what, where=str(artifacts[0].path), cure=_CURE)
+    _keep(tried)
+
+
+def _trial(runtime: str | None, artifacts: tuple[Artifact, ...], limits: Limits) -> Trial:
     size = sum(len(artifact.read()) for artifact in artifacts)
-    trial = Trial(
+    return Trial(
         runtime,
         tuple(replace(a, path=a.path.absolute()).relative_to(_ROOT) for a in artifacts),
         limits.cpu_seconds,
         limits.memory_bytes + limits.memory_factor * size,
     )
-    if _holds(trial, str(artifacts[0].path), limits.seconds):
-        _keep(tried)
 
 
-def _holds(trial: Trial, where: str, seconds: float) -> bool:
-    """Have a child load the files; return False where their runtime is not installed."""
+def _refusal(trial: Trial, seconds: float) -> str:
+    """Have a child load the files; return why it did not, or "".
+
+    Raises:
+        RuntimeUnavailable: Their runtime is not installed.
+        MachineFailure: The child could not be run.
+    """
     with tempfile.TemporaryDirectory(prefix="resedge-trial-") as folder:
         request = Path(folder) / "trial.json"
         write_trial(trial, request)
@@ -155,30 +181,23 @@ def _holds(trial: Trial, where: str, seconds: float) -> bool:
                 timeout=seconds,
                 check=False,
             )
-        except subprocess.TimeoutExpired as error:
-            raise InputRefused(
-                f"is not from an export of this machine, and was not loaded within {seconds:g} seconds.",
-                where=where,
-                cure=_CURE,
-            ) from error
+        except subprocess.TimeoutExpired:
+            return f"was not loaded within {seconds:g} seconds"
         except OSError as error:
             raise MachineFailure(f"a child process cannot be started ({error.strerror}).") from error
-    if done.returncode == _NOT_HERE:
-        return False
-    if done.returncode:
-        raise InputRefused(
-            f"is not from an export of this machine, and {_reason(done)}.", where=where, cure=_CURE
-        )
-    return True
+    said = " ".join(done.stderr.decode(errors="replace").split())
+    if done.returncode == RuntimeUnavailable.exit_code:
+        raise RuntimeUnavailable(said)
+    return _reason(done.returncode, said)
 
 
-def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
-    said = " ".join(done.stderr.decode(errors="replace").split())[-_LAST:].rstrip(".")
-    if done.returncode == InputRefused.exit_code:
-        return f"was refused: {said}"
-    if done.returncode < 0:
-        return f"its parser crashed or ran into a limit ({signal.Signals(-done.returncode).name})"
-    return f"loading it failed: {said}"
+def _reason(code: int, said: str) -> str:
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"its parser crashed or ran into a limit ({signal.Signals(-code).name})"
+    end = said[-_LAST:].rstrip(".")
+    return f"was refused: {end}" if code == InputRefused.exit_code else f"loading it failed: {end}"
 
 
 # --- what is kept --------------------------------------------------------------------------------

@@ -129,6 +129,9 @@ def test_a_tuple_of_another_length_is_refused() -> None:
     [
         ('{"a": 1, "a": 2}', "given twice"),
         ('{"a": NaN}', "NaN"),
+        ('{"a": -1e999}', "-1e999 is beyond"),
+        ('["\\ud800"]', "half of a surrogate pair"),
+        ('{"\\uDFFF": 1}', "half of a surrogate pair"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"a": ' + "1" * 5000 + "}", "not JSON"),
