@@ -2,6 +2,7 @@
 
     state/bundles/DIGEST/engines/     tensorrt-int8.plan and tensorrt-int8.json, its record
     state/timing/                     what kernels were measured to cost, by GPU, library and driver
+    state/vouched/                    which files may be opened (`vouching.py`)
 
 DIGEST is the start of that of the bundle's manifest.
 """

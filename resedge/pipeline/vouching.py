@@ -48,8 +48,8 @@ _CURE: Final = "Do not use files of people that you do not trust; export the mod
 class Limits:
     """What a child may take: seconds by the clock and of all cores together, and bytes of its own memory.
 
-    `memory_bytes` comes on top of `memory_factor` times the size of the files. The libraries and the largest
-    ResNets take a quarter of this.
+    `memory_bytes` comes on top of `memory_factor` times the size of the files. A ResNet-50 in FP32 takes
+    0.45 GB and five seconds of this on two cores.
     """
 
     seconds: float = 120.0

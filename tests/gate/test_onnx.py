@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resedge.errors import GraphRefused, RuntimeUnavailable
 from resedge.gate import check_onnx, parse_onnx
-from resedge.gate.onnx import MAX_FIELDS
+from resedge.gate.onnx_fields import MAX_FIELDS
 
 Change = Callable[[onnx.ModelProto], object]
 
