@@ -27,8 +27,8 @@ from resedge.artifacts import (
     Preprocessing,
     TensorSpec,
     canonical_json,
+    decode,
     encode,
-    load,
     parse_json,
     read_text,
     sha256_file,
@@ -37,6 +37,8 @@ from resedge.errors import InputRefused, StaleArtifact
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+
+MAX_MANIFEST_BYTES = 16 << 20
 
 _ANOTHER_PLACE = "Name another folder with --out."
 _LOCK_SECONDS = 60.0
@@ -154,6 +156,10 @@ def read(path: Path) -> Bundle:
     if not is_bundle(path):
         reason = "is not a bundle: it has no manifest.json." if path.exists() else "does not exist."
         raise InputRefused(reason, where=str(path), cure="Make one with `resedge export`.")
+    with _reading(where):
+        size = where.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise InputRefused(f"has {size:,} bytes, more than {MAX_MANIFEST_BYTES:,}.", where=str(where))
     document = parse_json(read_text(where), str(where))
     version = document.get("format_version") if isinstance(document, dict) else None
     if version != FORMAT_VERSION:
@@ -162,7 +168,29 @@ def read(path: Path) -> Bundle:
             where=str(where),
             cure="Use the resedge that wrote it, or export again.",
         )
-    return Bundle(path, load(Manifest, where))
+    manifest = decode(Manifest, document, str(where))
+    _demand_plain_files(path, manifest)
+    return Bundle(path, manifest)
+
+
+def _demand_plain_files(root: Path, manifest: Manifest) -> None:
+    """Refuse a bundle whose files lead elsewhere, or are pipes and devices, which could be read for ever.
+
+    What is missing is left to whoever reads it.
+    """
+    engines = [artifact for engine in manifest.engines for artifact in (engine.artifact, *engine.companions)]
+    names = {artifact.path for artifact in (*manifest.files, *engines)}
+    folders = {parent for name in names for parent in name.parents} - {Path()}
+    for name in sorted(folders | names):
+        with _reading(root / name):
+            try:
+                mode = (root / name).lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        if not (stat.S_ISREG(mode) if name in names else stat.S_ISDIR(mode)):
+            raise InputRefused(
+                "is a link or not a regular file; a bundle holds its files itself.", where=str(root / name)
+            )
 
 
 def check(bundle: Bundle) -> None:

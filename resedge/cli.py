@@ -232,9 +232,9 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("model", default="notebook")
 @click.option("--weights", type=_PATH, help="A .safetensors state_dict.  [default: the built-in one]")
-@click.option("--data", type=_PATH, help="A folder of images, split here into the three sets.")
-@click.option("--calibration-data", type=_PATH, help="A folder of images to calibrate and tune on.")
-@click.option("--test-data", type=_PATH, help="A folder of images, one subfolder a class, to verify on.")
+@click.option("--data", type=_PATH, help="Images (a folder, a list, .npz, idx), split into the three sets.")
+@click.option("--calibration-data", type=_PATH, help="Images to calibrate and tune on.")
+@click.option("--test-data", type=_PATH, help="Images to verify on.")
 @click.option(
     "--batchnorm",
     type=click.Choice(["keep", "split"]),
@@ -311,7 +311,7 @@ def export(
 
 @main.command()
 @click.argument("bundle", type=_PATH, required=False)
-@click.option("--test-data", type=_PATH, help="A folder of images, one subfolder a class.")
+@click.option("--test-data", type=_PATH, help="Images to verify on: a folder, a list, .npz, idx.")
 @click.option("--html", type=_PATH, help="Also write a page with figures to this file.")
 @click.option("--markdown", type=_PATH, help="Also write the table for a pull request to this file.")
 @click.option("--compare", type=_PATH, help="Say what changed since this document of --json; see exit codes.")

@@ -80,7 +80,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> object:
-    """Parse JSON, refusing what is not JSON, NaN, a key given twice, and an integer too long for Python.
+    """Parse JSON, refusing what is not JSON or not text, a key given twice, and numbers beyond Python's.
 
     Raises:
         InputRefused: As above; `where` is named.
@@ -96,11 +96,28 @@ def parse_json(text: str, where: str) -> object:
     def refuse_constant(name: str) -> None:
         raise InputRefused(f"{name} is not a JSON number.", where=where)
 
+    def finite(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise InputRefused(f"{digits:.20} is beyond what a number can be.", where=where)
+        return value
+
     try:
-        parsed: object = json.loads(text, object_pairs_hook=object_of, parse_constant=refuse_constant)
+        parsed: object = json.loads(
+            text, object_pairs_hook=object_of, parse_float=finite, parse_constant=refuse_constant
+        )
     except (ValueError, RecursionError) as error:  # a ValueError: an integer of thousands of digits too
         raise InputRefused(f"is not JSON ({error}).", where=where) from error
+    if "\\ud" in text.lower():
+        _demand_text(parsed, where)
     return parsed
+
+
+def _demand_text(value: object, where: str) -> None:
+    """Refuse half of a surrogate pair: JSON can escape one, and it is no text that could be written."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputRefused("has half of a surrogate pair in a text.", where=where) from error
 
 
 def _decode(kind: Any, data: object, where: str) -> Any:  # noqa: ANN401 - typed by `decode`
@@ -185,7 +202,7 @@ def _decode_tuple(arguments: tuple[Any, ...], data: object, where: str) -> tuple
 
 def _relative_path(text: str, where: str) -> Path:
     path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or "\\" in text or not path.parts:
+    if path.is_absolute() or ".." in path.parts or "\\" in text or "\0" in text or not path.parts:
         raise InputRefused(f"{text!r} is not a relative path inside the bundle.", where=where)
     return Path(path)
 

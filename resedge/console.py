@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from rich import box
+from rich import box, markup
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -144,6 +143,15 @@ def print_changes(changes: Changes) -> None:
 def print_line(text: str) -> None:
     """Print one line of a result to standard output."""
     Console(highlight=False, soft_wrap=True).print(escape(text))
+
+
+def escape(text: str) -> str:
+    """Return a text as it is to be printed: no markup, and no character that would steer the terminal.
+
+    Names in a stranger's file are printed, too. A character that is not printable is shown as Python would.
+    """
+    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return markup.escape("".join(shown))
 
 
 def print_error(error: ResedgeError) -> None:

@@ -23,6 +23,7 @@ from resedge.pipeline import measuring
 from resedge.pipeline.local import engines_folder, timing_folder
 from resedge.pipeline.options import GRAPHS, BuildingOptions, EngineName
 from resedge.pipeline.reporting import Reporter, Silent
+from resedge.pipeline.vouching import demand_vouched_graph
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
 
 if TYPE_CHECKING:
@@ -115,8 +116,10 @@ def _built(
     from resedge.runtimes.trt_plans import read_record
 
     runtime_name, precision = name
+    graph = bundle.file(GRAPHS[name])
+    demand_vouched_graph(graph)
     made = _runtime(runtime_name).build(
-        bundle.file(GRAPHS[name]),
+        graph,
         folder,
         BuildOptions(
             precision,

@@ -27,6 +27,7 @@ from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.options import GRAPHS, available_threads
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.session import find_engine, parse_engine
+from resedge.pipeline.vouching import demand_vouched_graph
 from resedge.protocols import Float32Array, Progress, RunOptions, Watchable
 from resedge.runtimes.watching import View, faithful_views
 
@@ -103,6 +104,8 @@ def compare(
     images, logits = (golden[part][:_MOST_IMAGES] for part in ("input", "logits"))
     graph = bundle.file(GRAPHS[name])
     subject = Subject(found, graph, float_graph(bundle, graph))
+    for read in (subject.graph, subject.model):
+        demand_vouched_graph(read)
     return compare_engine(
         subject, images, logits, floor, RunOptions(threads or available_threads()), reporter
     )

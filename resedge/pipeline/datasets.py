@@ -1,4 +1,4 @@
-"""Which images an export and a bench work on: the built-in ones, or the user's folders."""
+"""Which images an export and a bench work on: the built-in ones, or the user's."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from resedge.pipeline.options import BenchOptions, ExportOptions
 from resedge.pipeline.reporting import Reporter
 from resedge.protocols import Float32Array
 
+_NAMED_AT_MOST = 20
+
 UNLABELLED = "the test images have no labels: verdicts rest on agreement with eager alone"
 
 
@@ -26,7 +28,7 @@ def export_images(options: ExportOptions, preprocessing: Preprocessing, reporter
 
     Raises:
         UsageError: --data beside --calibration-data or --test-data.
-        InputRefused: A folder is not what it must be, or two folders have classes of different names.
+        InputRefused: The images are not what they must be, or two sets have classes of different names.
     """
     seed = options.measuring.seed
     if options.data is not None:
@@ -36,7 +38,7 @@ def export_images(options: ExportOptions, preprocessing: Preprocessing, reporter
                 cure="Give --data alone, or --calibration-data and --test-data.",
             )
         labels = builtin.FASHION_MNIST_CLASSES
-        split = images.split(_folder(options.data, labels, preprocessing, reporter), seed)
+        split = images.split(_own(options.data, labels, preprocessing, reporter), seed)
     else:
         source, test = _apart(options, preprocessing, reporter)
         split = images.disjoint(*images.halve(source, seed), test)
@@ -53,10 +55,10 @@ def export_images(options: ExportOptions, preprocessing: Preprocessing, reporter
 def _apart(
     options: ExportOptions, preprocessing: Preprocessing, reporter: Reporter
 ) -> tuple[ImageSet, ImageSet]:
-    """Return the images to calibrate with and those to test with, from a folder each or built in."""
+    """Return the images to calibrate with and those to test with, from a place each or built in."""
     labels, chosen, tested = builtin.FASHION_MNIST_CLASSES, options.calibration_data, options.test_data
-    source = _folder(chosen, labels, preprocessing, reporter) if chosen else images.builtin_calibration()
-    test = _folder(tested, labels, preprocessing, reporter) if tested else images.builtin_test()
+    source = _own(chosen, labels, preprocessing, reporter) if chosen else images.builtin_calibration()
+    test = _own(tested, labels, preprocessing, reporter) if tested else images.builtin_test()
     unnamed = [use for use, folder in (("calibration", chosen), ("test", tested)) if folder is None]
     if options.weights is not None and unnamed:
         verb = "use" if len(unnamed) > 1 else "uses"
@@ -72,7 +74,7 @@ def _check_same_classes(source: ImageSet, test: ImageSet) -> None:
             f"has the classes {', '.join(test.class_names)}; {source.place} has "
             f"{', '.join(source.class_names)}.",
             where=test.place,
-            cure="Name the class folders alike in both.",
+            cure="Name the classes alike in both.",
         )
 
 
@@ -81,11 +83,11 @@ def bench_images(bundle: Bundle, options: BenchOptions, reporter: Reporter) -> I
 
     Raises:
         UsageError: No test images are named, and the bundle was not tested on the built-in ones.
-        InputRefused: A folder is not what it must be, or no image is left.
+        InputRefused: The images are not what they must be, or none is left.
     """
     manifest = bundle.manifest
     if options.test_data is not None:
-        test = _folder(options.test_data, manifest.labels, manifest.preprocessing, reporter)
+        test = _own(options.test_data, manifest.labels, manifest.preprocessing, reporter)
     else:
         test = images.builtin_test()
         if manifest.parents.get("test_images") != test.sha256:
@@ -128,27 +130,54 @@ def warn_of_labels(eager_logits: Float32Array, images: ImageSet, reporter: Repor
         )
 
 
-def _folder(
-    path: Path, labels: tuple[str, ...], preprocessing: Preprocessing, reporter: Reporter
-) -> ImageSet:
-    """Read a folder whose classes are those of the model: by name, else in sorted order.
+def _own(path: Path, labels: tuple[str, ...], preprocessing: Preprocessing, reporter: Reporter) -> ImageSet:
+    """Read the user's images, whose classes are those of the model: by number or name, else in sorted order.
 
     Raises:
-        InputRefused: Labelled with another number of classes: the order would then name wrong ones.
+        InputRefused: Labelled with numbers that the model lacks, or with another number of classes of other
+            names: the order would then name wrong ones.
     """
-    found = images.read_folder(path, (preprocessing.height, preprocessing.width))
+    found = images.read(path, (preprocessing.height, preprocessing.width))
+    _say_undecodable(found, reporter)
     if found.labels is None:
         return found
+    if not found.class_names:
+        return _numbered(found, labels)
+    written = [label.replace("/", "-") for label in labels]  # no folder's name can hold a slash
+    for names in (labels, written):
+        if set(found.class_names) <= set(names):
+            order = np.array([names.index(name) for name in found.class_names], np.int64)
+            return replace(found, labels=order[found.labels], class_names=labels)
     if len(found.class_names) != len(labels):
         raise InputRefused(
-            f"has {len(found.class_names)} class folders, the model has {len(labels)} classes.",
+            f"has {len(found.class_names)} classes, the model has {len(labels)}.",
             where=str(path),
-            cure="Give one folder a class, named as the model's classes, or to sort in their order.",
+            cure="Name the classes as the model's, or so that as many sort in their order.",
         )
-    written = [label.replace("/", "-") for label in labels]  # no folder's name can hold a slash
-    if set(found.class_names) == set(written):
-        order = np.array([written.index(name) for name in found.class_names], np.int64)
-        return replace(found, labels=order[found.labels], class_names=labels)
     pairs = ", ".join(f"{name} = {label}" for name, label in zip(found.class_names, labels, strict=True))
-    reporter.note(f"class folders of {path} in sorted order: {pairs}")
+    reporter.note(f"classes of {path} in sorted order: {pairs}")
     return found
+
+
+def _numbered(found: ImageSet, labels: tuple[str, ...]) -> ImageSet:
+    """Return images labelled with the model's own numbers, once these are known to be."""
+    assert found.labels is not None
+    low, high = int(found.labels.min()), int(found.labels.max())
+    if low < 0 or high >= len(labels):
+        raise InputRefused(
+            f"has labels from {low} to {high}, the model's classes are 0 to {len(labels) - 1}.",
+            where=found.place,
+            cure="Count the classes from 0, in the model's order.",
+        )
+    return replace(found, class_names=labels)
+
+
+def _say_undecodable(found: ImageSet, reporter: Reporter) -> None:
+    """Warn of files that were left out, by name and number."""
+    left_out = found.undecodable
+    if not left_out:
+        return
+    named = "; ".join(f"{file.path} ({file.reason})" for file in left_out[:_NAMED_AT_MOST])
+    more = f"; and {len(left_out) - _NAMED_AT_MOST} more" if len(left_out) > _NAMED_AT_MOST else ""
+    total = len(found) + len(left_out)
+    reporter.warn(f"{len(left_out)} of {total:,} images cannot be decoded and were left out: {named}{more}")

@@ -22,6 +22,7 @@ from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, EngineName, Export
 from resedge.pipeline.preparing import Prepared, prepare
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.staging import Data, Done, Site
+from resedge.pipeline.vouching import vouch
 from resedge.store import Store
 
 MODELS = ("notebook",)
@@ -74,6 +75,7 @@ def export(options: ExportOptions, reporter: Reporter | None = None) -> Exported
     with_report = replace(judged.value, files=(*judged.value.files, report.value.page))
     manifest = manifest_of(options, data, here, prepared, built, with_report, places)
     _say_replaced(out, manifest, reporter)
+    vouch(built, (file for file in manifest.files if file.kind.startswith("onnx/")))
     published = bundles.publish(manifest, places, out)
     store.shrink()
     return Exported(

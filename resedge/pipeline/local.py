@@ -2,6 +2,7 @@
 
     state/bundles/DIGEST/engines/     tensorrt-int8.plan and tensorrt-int8.json, its record
     state/timing/                     what kernels were measured to cost, by GPU, library and driver
+    state/vouched/                    which files may be opened (`vouching.py`)
 
 DIGEST is the start of that of the bundle's manifest.
 """
@@ -17,6 +18,7 @@ from resedge.artifacts import Engine, sha256_file
 from resedge.bundle import Bundle
 from resedge.errors import StaleArtifact
 from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, EngineName
+from resedge.pipeline.vouching import demand_vouched
 
 _CURE = "Run `resedge build` again."
 
@@ -62,14 +64,19 @@ def _removed(folder: Path) -> bool:
 def engine_here(bundle: Bundle, name: EngineName) -> Engine | None:
     """Return the engine of that name: the bundle's own, or the one that this machine has built of it.
 
+    A plan that a bundle brings is not used, whatever its manifest says: to load one is to run its code.
+
     Raises:
-        InputRefused: The record of what was built cannot be read.
+        InputRefused: The record of what was built cannot be read, or the bundle's engine was not made here
+            and is refused by the gate, its runtime or a limit.
         StaleArtifact: It is the record of another graph.
     """
     from resedge.runtimes.trt_plans import engine_of, read_record, record_path
 
-    found = bundle.engine(*name)
-    if found is not None or name[0] not in BUILT_ON_DEVICE:
+    if name[0] not in BUILT_ON_DEVICE:
+        found = bundle.engine(*name)
+        if found is not None:
+            demand_vouched(found)
         return found
     plan = engines_folder(bundle) / f"{'-'.join(name)}.plan"
     beside = record_path(plan)

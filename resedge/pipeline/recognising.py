@@ -1,6 +1,7 @@
 """What a file is, by its content, without loading it into a runtime and without running anything of it.
 
-Only headers are read, with limits; an ONNX file is parsed as the protocol buffer that it is.
+Only headers are read, with limits; an ONNX file is parsed as the protocol buffer that it is, and a child
+process finds out what the gate says of it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resedge import files, gate
-from resedge.artifacts import parse_json, sha256_file
+from resedge.artifacts import Artifact, parse_json, sha256_bytes, sha256_file
 from resedge.errors import BuildFailed, InputRefused, RuntimeUnavailable
+from resedge.pipeline.vouching import refusal_of_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +25,7 @@ Line = tuple[str, str]
 
 _HEAD: Final = 4096  # bytes that tell what a file is
 _LARGEST_PREFIX: Final = 1 << 20  # bytes of JSON before a plan
-_LARGEST_ONNX: Final = 2 << 30  # a protocol buffer cannot be larger
+_LARGEST_IR: Final = 64 << 20  # bytes of XML; the weights lie beside it
 _MOST_ENTRIES: Final = 100_000
 _KINDS_SHOWN: Final = 8
 _PLANS: Final = (b"ftrt", b"vtrt")
@@ -198,8 +200,7 @@ def _archive(path: Path) -> list[Line]:
 def _intermediate_representation(path: Path) -> list[Line]:
     from xml.etree import ElementTree
 
-    with files.disk_errors(path, "cannot be read"):
-        text = path.read_bytes()
+    text = _read(path, _LARGEST_IR)
     if b"<!" in text:
         # Entities can blow a small file up; OpenVINO declares none.
         raise InputRefused("declares a document type or entities.", where=str(path))
@@ -222,27 +223,10 @@ def _intermediate_representation(path: Path) -> list[Line]:
 
 
 def _onnx(path: Path) -> list[Line]:
-    if path.stat().st_size > _LARGEST_ONNX:
-        raise InputRefused("is larger than a protocol buffer can be.", where=str(path))
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise RuntimeUnavailable(
-            "seems to be an ONNX file, and the library that reads it is not installed.",
-            where=str(path),
-            cure="Try: pip install 'resedge[export]'",
-        ) from error
-    with files.disk_errors(path, "cannot be read"):
-        data = path.read_bytes()
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise InputRefused("is no ONNX file, or a damaged one.", where=str(path)) from error
-    if not model.graph.node:
-        raise InputRefused("is no ONNX file, or one without nodes.", where=str(path))
+    data, where = _read(path, gate.MAX_ONNX_BYTES), str(path)
+    model = gate.parse_onnx(data, where)
     graph, kinds = model.graph, Counter(node.op_type for node in model.graph.node)
-    outside = sum(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
+    outside = sum(bool(tensor.data_location) for tensor in graph.initializer)
     opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     lines = [
         ("file", f"{_onnx_kind(model)}, opset {opsets}, IR {model.ir_version}"),
@@ -252,7 +236,16 @@ def _onnx(path: Path) -> list[Line]:
         ("nodes", f"{len(graph.node)}: {_counted(kinds)}"),
         ("weights", f"{len(graph.initializer)} tensors, {_bytes_of(graph):,} bytes"),
     ]
-    return [*lines, *([("outside", f"{outside} weights lie in other files")] if outside else [])]
+    if outside:
+        lines.append(("outside", f"{outside} weights lie in other files"))
+    return [*lines, ("gate", _word_of_gate(path, data))]
+
+
+def _word_of_gate(path: Path, data: bytes) -> str:
+    reason = refusal_of_graph(Artifact(path, sha256_bytes(data), "onnx"))
+    if not reason:
+        return "passes: operators, shapes and sizes are those of a ResNet"
+    return f"does not pass: {reason.removeprefix('was refused: ').removeprefix(f'{path.absolute()}: ')}"
 
 
 def _onnx_kind(model: onnx.ModelProto) -> str:
@@ -286,7 +279,15 @@ def _value_words(value: onnx.ValueInfoProto) -> str:
 
     tensor = value.type.tensor_type
     shape = ", ".join(size.dim_param or str(size.dim_value) for size in tensor.shape.dim)
-    return f"{value.name} ({shape}) {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}"
+    names = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+    return f"{value.name} ({shape}) {names.get(tensor.elem_type, tensor.elem_type)}"
+
+
+def _read(path: Path, most: int) -> bytes:
+    with files.disk_errors(path, "cannot be read"):
+        if (size := path.stat().st_size) > most:
+            raise InputRefused(f"has {size:,} bytes, more than {most:,}.", where=str(path))
+        return path.read_bytes()
 
 
 # --- words ---------------------------------------------------------------------------------------

@@ -136,13 +136,13 @@ class TestBadInput:
         for i in range(11):
             (tmp_path / "data" / f"class{i}").mkdir(parents=True)
             Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / "data" / f"class{i}" / "1.png")
-        refused(run("export", "--data", tmp_path / "data"), 5, "has 11 class folders, the model has 10")
+        refused(run("export", "--data", tmp_path / "data"), 5, "has 11 classes, the model has 10")
 
     def test_fewer_classes_than_the_model_has(self, tmp_path: Path) -> None:
         for i in range(9):
             (tmp_path / "data" / f"class{i}").mkdir(parents=True)
             Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / "data" / f"class{i}" / "1.png")
-        refused(run("export", "--test-data", tmp_path / "data"), 5, "has 9 class folders, the model has 10")
+        refused(run("export", "--test-data", tmp_path / "data"), 5, "has 9 classes, the model has 10")
 
     def test_an_output_folder_that_is_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years")

@@ -131,9 +131,51 @@ def test_one_name_of_another_class_undoes_the_match_by_name(tmp_path: Path) -> N
 
 
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
-    tested = _folder(tmp_path / "test", NAMES[:9])
-    with pytest.raises(InputRefused, match="has 9 class folders, the model has 10"):
+    tested = _folder(tmp_path / "test", tuple(f"k{i}" for i in range(9)))
+    with pytest.raises(InputRefused, match="has 9 classes, the model has 10"):
         datasets.export_images(ExportOptions(data=tested), SMALL, Silent())
+
+
+def test_some_classes_are_enough_where_their_names_are_the_models(tmp_path: Path) -> None:
+    tested = _folder(tmp_path / "test", NAMES[3:9])
+    options = BenchOptions(tmp_path, test_data=tested)
+    found = datasets.bench_images(_bundle(tmp_path / "b"), options, Silent())
+    assert found.class_names == FASHION_MNIST_CLASSES
+    assert sorted(_labels(found)) == [3, 4, 5, 6, 7, 8]
+
+
+def _npz(path: Path, labels: list[int]) -> Path:
+    frames = np.arange(len(labels) * 6, dtype=np.uint8).reshape(-1, 2, 3)
+    np.savez(path, images=frames, labels=np.array(labels))
+    return path
+
+
+def test_numbers_are_the_models_classes(tmp_path: Path) -> None:
+    heard = Heard()
+    options = BenchOptions(tmp_path, test_data=_npz(tmp_path / "test.npz", [9, 0, 3]))
+    found = datasets.bench_images(_bundle(tmp_path / "b"), options, heard)
+    assert _labels(found) == [9, 0, 3]
+    assert found.class_names == FASHION_MNIST_CLASSES
+    assert heard.notes == heard.warnings == []
+
+
+@pytest.mark.parametrize(("labels", "reason"), [([1, 10], "from 1 to 10"), ([-1, 1], "from -1 to 1")])
+def test_numbers_that_the_model_lacks_are_refused(tmp_path: Path, labels: list[int], reason: str) -> None:
+    options = BenchOptions(tmp_path, test_data=_npz(tmp_path / "test.npz", labels))
+    with pytest.raises(InputRefused, match=f"has labels {reason}, the model's classes are 0 to 9"):
+        datasets.bench_images(_bundle(tmp_path / "b"), options, Silent())
+
+
+def test_images_that_cannot_be_decoded_are_listed_and_counted(tmp_path: Path) -> None:
+    heard = Heard()
+    tested = _folder(tmp_path / "test", NAMES)
+    broken = tested / NAMES[0] / "broken.png"
+    broken.write_bytes(b"no picture")
+    options = BenchOptions(tmp_path, test_data=tested)
+    found = datasets.bench_images(_bundle(tmp_path / "b"), options, heard)
+    assert len(found) == 10
+    (warning,) = heard.warnings
+    assert warning.startswith(f"1 of 11 images cannot be decoded and were left out: {broken} (cannot")
 
 
 def test_calibration_and_test_folders_must_have_the_same_classes(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from safetensors.numpy import save_file
 
 from resedge import bundle as bundles
@@ -114,6 +116,32 @@ def test_archives_and_pickles_are_not_loaded(tmp_path: Path) -> None:
     assert told(tmp_path / "program.pt2")["file"].startswith("a program of torch.export")
     np.savez(tmp_path / "data.npz", images=np.zeros(2), labels=np.zeros(2))
     assert told(tmp_path / "data.npz")["file"] == "arrays of numpy (.npz): images.npy, labels.npy"
+
+
+def _bomb(path: Path) -> None:
+    """Write a valid graph of 175 bytes that has a runtime compute four gigabytes."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["s"], ["c"], "bomb"),
+        helper.make_node("ReduceMean", ["c"], ["m"], keepdims=1),
+        helper.make_node("Add", ["x", "m"], ["y"]),
+    ]
+    border = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 1, 1]) for name in "xy"]
+    size = numpy_helper.from_array(np.array([1, 1, 1 << 15, 1 << 15]), "s")
+    graph = helper.make_graph(nodes, "g", border[:1], border[1:], [size])
+    path.write_bytes(
+        helper.make_model(
+            graph, ir_version=10, opset_imports=[helper.make_opsetid("", 19)]
+        ).SerializeToString()
+    )
+
+
+def test_what_the_gate_says_of_a_graph_is_told(job: Job, tmp_path: Path) -> None:
+    for name in ("fp32", "fp16", "int8.cpu", "int8.tensorrt"):
+        assert told(job.bundle / "onnx" / f"{name}.onnx")["gate"].startswith("passes: ")
+    _bomb(tmp_path / "bomb.onnx")
+    assert told(tmp_path / "bomb.onnx")["gate"] == (
+        "does not pass: node 'bomb': is a ConstantOfShape, which no ResNet needs"
+    )
 
 
 def test_weights_are_told_by_content_and_not_by_suffix(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_wrong_type_is_refused_with_its_place(change: dict[str, object], where
     assert caught.value.where == where
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../b", "a\\b", ""])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../b", "a\\b", "a\0b", ""])
 def test_a_path_that_leaves_the_bundle_is_refused(path: str) -> None:
     document = {**json.loads(canonical_json(encode(ARTIFACT))), "path": path}
     with pytest.raises(InputRefused, match="not a relative path"):
@@ -129,6 +129,9 @@ def test_a_tuple_of_another_length_is_refused() -> None:
     [
         ('{"a": 1, "a": 2}', "given twice"),
         ('{"a": NaN}', "NaN"),
+        ('{"a": -1e999}', "-1e999 is beyond"),
+        ('["\\ud800"]', "half of a surrogate pair"),
+        ('{"\\uDFFF": 1}', "half of a surrogate pair"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"a": ' + "1" * 5000 + "}", "not JSON"),

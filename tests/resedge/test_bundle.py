@@ -118,6 +118,33 @@ def test_a_damaged_bundle_is_refused_by_name_and_mended_by_export(maker: _Maker,
     bundles.check(bundles.read(maker.out))
 
 
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/etc/hostname"), os.mkfifo, Path.mkdir])
+def test_a_file_that_is_a_link_or_a_pipe_is_refused_unread(
+    maker: _Maker, make: Callable[[Path], None]
+) -> None:
+    maker.publish(CONTENT)
+    path = maker.out / "onnx" / "b.onnx"
+    path.unlink()
+    make(path)
+    with pytest.raises(InputRefused, match=r"b\.onnx: is a link or not a regular file"):
+        bundles.read(maker.out)
+
+
+def test_a_folder_that_leads_out_of_the_bundle_is_refused(maker: _Maker, tmp_path: Path) -> None:
+    maker.publish(CONTENT)
+    (maker.out / "engines").rename(tmp_path / "elsewhere")
+    (maker.out / "engines").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputRefused, match="engines: is a link"):
+        bundles.read(maker.out)
+
+
+def test_a_manifest_beyond_the_limit_is_refused_unread(maker: _Maker) -> None:
+    maker.publish(CONTENT)
+    os.truncate(maker.out / bundles.MANIFEST, bundles.MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(InputRefused, match="bytes, more than"):
+        bundles.read(maker.out)
+
+
 def _write_file(path: Path) -> None:
     path.write_text("years of work")
 

@@ -6,7 +6,8 @@ import pytest
 
 from resedge.benchmarks.comparing import AccuracyChange, Changes, EngineChange, LatencyChange
 from resedge.calibration.blame import LayerError
-from resedge.console import print_changes, print_comparison
+from resedge.console import print_changes, print_comparison, print_error, print_pairs
+from resedge.errors import InputRefused
 from resedge.pipeline.comparing import Comparison
 
 SOUND = LayerError("a.out", ("a",), 40.0, 41.0, 50.0, 0.0, 0.0, ("a",), ("b",))
@@ -81,3 +82,11 @@ def test_changes_are_printed_whole(
     assert max(map(len, text.splitlines())) <= width
     for words in ("-10.0", "slower", "+1.00", "pass → ", "unavailable", "only in the older run: [old] fp32"):
         assert words in text
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b]0;title\x07[red]b\u202e\u00e9"
+    print_pairs([("node", name)])
+    print_error(InputRefused("is refused.", where=name))
+    for text in capsys.readouterr():
+        assert r"a\x1b]0;title\x07[red]b\u202eé" in text

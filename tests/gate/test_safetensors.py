@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from safetensors.numpy import save
 
 from resedge.errors import InputRefused
-from resedge.gate import MAX_TENSORS, read_safetensors
+from resedge.gate import read_safetensors
+from resedge.gate.safetensors import MAX_BYTES, MAX_TENSORS
 
 
 def _write(path: Path, header: str | bytes, data: bytes = b"", *, length: int | None = None) -> Path:
@@ -92,6 +94,20 @@ def test_a_file_that_may_not_be_opened_is_refused(tmp_path: Path, monkeypatch: p
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    (tmp_path / "w.safetensors").write_bytes(b"")
     monkeypatch.setattr(Path, "open", denied)  # root may open whatever its mode says
     with pytest.raises(InputRefused, match=r"cannot be read \(Permission denied\)"):
         read_safetensors(tmp_path / "w.safetensors")
+
+
+def test_a_pipe_is_refused_unopened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.safetensors")
+    with pytest.raises(InputRefused, match="is not a regular file"):
+        read_safetensors(tmp_path / "w.safetensors")
+
+
+def test_a_file_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
+    path = _write(tmp_path / "w.safetensors", "{}")
+    os.truncate(path, MAX_BYTES + 1)  # a hole takes no space
+    with pytest.raises(InputRefused, match="bytes, more than"):
+        read_safetensors(path)

@@ -1,4 +1,4 @@
-"""What looks at a file from a stranger before anything else does.
+"""The gate of safetensors: the header is read here before the library sees the file.
 
 A safetensors file cannot run code, but a crafted header can cost seconds and gigabytes before the library
 refuses it (half a million empty tensors: 14 s, 1.3 GB). So the header is read here first, within limits
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from resedge.artifacts import parse_json
 from resedge.errors import InputRefused
 
+MAX_BYTES = 8 << 30
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
 MAX_RANK = 8
@@ -42,7 +44,7 @@ def read_safetensors(path: Path) -> bytes:
             cure="Save them with safetensors.torch.save_file(model.state_dict(), 'model.safetensors').",
         )
     try:
-        with path.open("rb") as stream:
+        with _open_file(path) as stream:
             length = _header_length(stream, where)
             data = stream.read()
     except OSError as error:
@@ -62,7 +64,7 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
     """
     where = str(path)
     try:
-        with path.open("rb") as stream:
+        with _open_file(path) as stream:
             length = _header_length(stream, where)
             header = stream.read(8 + length)[8:]
             size = os.fstat(stream.fileno()).st_size
@@ -71,9 +73,18 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
     return _check_header(header, size - 8 - length, where)
 
 
+def _open_file(path: Path) -> io.BufferedReader:
+    """Open a regular file; a pipe would let whoever opens it wait."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputRefused("is not a regular file.", where=str(path))
+    return path.open("rb")
+
+
 def _header_length(stream: io.BufferedReader, where: str) -> int:
     """Return the header's length in bytes, within the limits; the stream is left at the file's start."""
     size = os.fstat(stream.fileno()).st_size
+    if size > MAX_BYTES:
+        raise InputRefused(f"has {size:,} bytes, more than {MAX_BYTES:,}.", where=where)
     prefix = stream.read(8)
     if len(prefix) < 8:
         raise InputRefused(f"is no safetensors file: only {size} bytes.", where=where)

@@ -1,0 +1,98 @@
+"""One image file to RGB, through Pillow.
+
+EXIF orientation is applied. Grey and black-and-white are repeated to three channels; a palette is looked up;
+alpha is dropped, and the colours under it stay, as torchvision's loader does, with which most models were
+trained. Other modes (CMYK, 16-bit grey, float) are refused. Pillow reads many formats, some by running other
+programs; only those of `IMAGE_SUFFIXES` are let through, whatever a file is called.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from resedge.errors import InputRefused, RuntimeUnavailable
+from resedge.images.preparing import Frames
+
+IMAGE_SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_FORMATS: Final = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+
+
+class OtherSize(InputRefused):
+    """An image has another size, `found`, than the model takes; both are (height, width)."""
+
+    def __init__(self, path: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__(
+            f"is {found[0]}x{found[1]}, the model takes {size[0]}x{size[1]} (height x width).",
+            where=str(path),
+            cure=f"Resize the images to {size[0]}x{size[1]} first.",
+        )
+        self.found = found
+
+
+class NotDecodable(InputRefused):
+    """A file can be read and is no image, a damaged one, or a bomb; `reason` says which."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"is no readable image ({reason}).", where=str(path))
+        self.reason = reason
+
+
+def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
+    """Decode one image file to (H, W, 3) uint8 RGB, by the rules of this module.
+
+    Raises:
+        InputRefused: Unreadable (`NotDecodable` where its content is at fault), of another mode, or not of
+            `size` (height, width).
+        RuntimeUnavailable: Pillow is not installed.
+    """
+    image_module, image_ops = _pillow()
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of an image of more than 89 million pixels, and refuses one of twice as many.
+            warnings.simplefilter("error", image_module.DecompressionBombWarning)
+            with image_module.open(path, formats=_FORMATS) as opened:
+                # By the header first: a large photograph then costs no decoding. Turning may swap the sides.
+                if size is not None and sorted(opened.size) != sorted(size):
+                    raise OtherSize(path, (opened.height, opened.width), size)
+                return _upright(opened, image_ops, path, size)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        image_module.DecompressionBombError,
+        image_module.DecompressionBombWarning,
+    ) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputRefused(f"is no readable image ({error}).", where=str(path)) from error
+        raise NotDecodable(path, " ".join(str(error).replace(f" {str(path)!r}", "").split())) from error
+
+
+def _upright(opened: Any, image_ops: Any, path: Path, size: tuple[int, int] | None) -> Frames:  # noqa: ANN401
+    """Return the image as it is meant to be seen."""
+    image = image_ops.exif_transpose(opened)
+    if size is not None and (image.height, image.width) != size:
+        raise OtherSize(path, (image.height, image.width), size)
+    if image.mode not in _MODES:
+        cure = "Convert it to RGB or 8-bit grey."
+        raise InputRefused(f"has mode {image.mode}.", where=str(path), cure=cure)
+    image.info.pop("transparency", None)  # a palette's alpha, of which Pillow warns
+    return np.asarray(image.convert("RGB"), np.uint8)
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            "reading image files needs Pillow, which is not installed.",
+            cure="Try: pip install 'resedge[images]'",
+        ) from error
+    return Image, ImageOps
