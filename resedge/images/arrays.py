@@ -128,13 +128,9 @@ def _read_npy(archive: zipfile.ZipFile, name: str, where: str) -> npt.NDArray[An
     entry = archive.getinfo(name)
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
+        if version != (1, 0):  # others are for the long headers of structures
             raise InputRefused(f"has {name} in version {version} of numpy's format.", where=where)
-        shape, by_columns, dtype = read_header(stream)
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
         wanted = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or dtype.kind not in "ui":
             raise InputRefused(f"has {name} of {dtype}, expected whole numbers.", where=where)
