@@ -73,6 +73,20 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
     return _check_header(header, size - 8 - length, where)
 
 
+def check_safetensors(data: bytes, where: str) -> None:
+    """Check the header of a safetensors file that was read already.
+
+    Args:
+        data: The whole file.
+        where: Named in errors, such as the file's path.
+
+    Raises:
+        InputRefused: As `read_safetensors`.
+    """
+    length = _length_of(data[:8], len(data), where)
+    _check_header(data[8 : 8 + length], len(data) - 8 - length, where)
+
+
 def _open_file(path: Path) -> io.BufferedReader:
     """Open a regular file; a pipe would let whoever opens it wait."""
     if not stat.S_ISREG(path.stat().st_mode):
@@ -82,10 +96,15 @@ def _open_file(path: Path) -> io.BufferedReader:
 
 def _header_length(stream: io.BufferedReader, where: str) -> int:
     """Return the header's length in bytes, within the limits; the stream is left at the file's start."""
-    size = os.fstat(stream.fileno()).st_size
+    length = _length_of(stream.read(8), os.fstat(stream.fileno()).st_size, where)
+    stream.seek(0)
+    return length
+
+
+def _length_of(prefix: bytes, size: int, where: str) -> int:
+    """Return the header's length that a file's first 8 bytes claim, within the limits."""
     if size > MAX_BYTES:
         raise InputRefused(f"has {size:,} bytes, more than {MAX_BYTES:,}.", where=where)
-    prefix = stream.read(8)
     if len(prefix) < 8:
         raise InputRefused(f"is no safetensors file: only {size} bytes.", where=where)
     (length,) = struct.unpack("<Q", prefix)
@@ -95,7 +114,6 @@ def _header_length(stream: io.BufferedReader, where: str) -> int:
             f"the file has {size}.",
             where=where,
         )
-    stream.seek(0)
     return int(length)
 
 

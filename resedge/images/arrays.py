@@ -6,13 +6,14 @@ What a header claims is compared with the file before anything of that size is a
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import math
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,6 @@ from resedge.images.sets import ImageSet, content_digest
 
 MAX_BYTES: Final = 8 << 30  # of an array, unpacked
 _UNSIGNED_BYTES: Final = 8  # the type of an idx file
-_OPENERS: Final = {".gz": gzip.open, ".xz": lzma.open}
 _DAMAGES: Final = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 
 
@@ -115,7 +115,7 @@ def read_idx(file: Path, size: tuple[int, int]) -> ImageSet:
         InputRefused: Damaged, or arrays of another form.
     """
     beside = file.with_name(_name_of_labels(file.name))
-    labels = _read_idx(beside) if beside.name != file.name and beside.exists() else None
+    labels = _read_idx(beside) if beside.name != file.name and beside.is_file() else None
     return _checked(_read_idx(file), labels, file, size)
 
 
@@ -128,13 +128,9 @@ def _read_npy(archive: zipfile.ZipFile, name: str, where: str) -> npt.NDArray[An
     entry = archive.getinfo(name)
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
+        if version != (1, 0):  # others are for the long headers of structures
             raise InputRefused(f"has {name} in version {version} of numpy's format.", where=where)
-        shape, by_columns, dtype = read_header(stream)
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
         wanted = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or dtype.kind not in "ui":
             raise InputRefused(f"has {name} of {dtype}, expected whole numbers.", where=where)
@@ -146,7 +142,7 @@ def _read_idx(file: Path) -> Frames:
     """Read one idx file, its shape as its header says."""
     where = str(file)
     try:
-        with _OPENERS.get(file.suffix, open)(file, "rb") as stream:
+        with _opened(file) as stream:
             magic = stream.read(4)
             if len(magic) < 4 or magic[:3] != bytes([0, 0, _UNSIGNED_BYTES]) or magic[3] not in (1, 3, 4):
                 raise InputRefused("is no idx file of unsigned bytes.", where=where)
@@ -159,7 +155,18 @@ def _read_idx(file: Path) -> Frames:
         raise _damaged(error, where) from error
 
 
-def _read_exactly(stream: IO[bytes], wanted: int, where: str) -> bytes:
+def _opened(file: Path) -> io.BufferedIOBase:
+    """Open a file, unpacking it where its name says that it is packed."""
+    if file.suffix == ".gz":
+        return gzip.open(file, "rb")
+    return lzma.open(file, "rb") if file.suffix == ".xz" else file.open("rb")
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _read_exactly(stream: _Readable, wanted: int, where: str) -> bytes:
     """Return the rest of a stream, which must be that many bytes."""
     if not 0 <= wanted <= MAX_BYTES:
         raise InputRefused(f"claims {wanted:,} bytes, of at most {MAX_BYTES:,}.", where=where)

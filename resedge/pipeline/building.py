@@ -16,10 +16,11 @@ import numpy as np
 
 from resedge import bundle as bundles
 from resedge import files
-from resedge.artifacts import Artifact, Engine, Latency
+from resedge.artifacts import Engine, Latency
 from resedge.bundle import Bundle
 from resedge.errors import InputRefused
 from resedge.pipeline import measuring
+from resedge.pipeline.golden import read_golden
 from resedge.pipeline.local import engines_folder, timing_folder
 from resedge.pipeline.options import GRAPHS, BuildingOptions, EngineName
 from resedge.pipeline.reporting import Reporter, Silent
@@ -203,10 +204,7 @@ def compare_precisions(engines: Mapping[str, Engine], images: Float32Array, repo
 
 def _golden_images(bundle: Bundle, number: int) -> Float32Array:
     """Return that many of the golden images, from the first again where there are fewer."""
-    from safetensors.numpy import load
-
-    golden: Artifact = bundle.file("golden/golden.safetensors")
-    images: Float32Array = load(golden.read())["input"]
+    images, _ = read_golden(bundle.file("golden/golden.safetensors"))
     return np.resize(images, (number, *images.shape[1:]))
 
 

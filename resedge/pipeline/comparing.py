@@ -23,6 +23,7 @@ from resedge.calibration.watchpoints import Watchpoint, watchpoints
 from resedge.errors import RuntimeUnavailable
 from resedge.pipeline.explaining import COARSE
 from resedge.pipeline.extras import require_modules
+from resedge.pipeline.golden import read_golden
 from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.options import GRAPHS, available_threads
 from resedge.pipeline.reporting import Reporter, Silent
@@ -89,8 +90,6 @@ def compare(
         UsageError: The bundle has no such engine.
         RuntimeUnavailable: A library is not installed, or the runtime cannot be looked into.
     """
-    from safetensors.numpy import load
-
     reporter = reporter or Silent()
     name = parse_engine(engine)
     _watchable(name[0])
@@ -100,8 +99,8 @@ def compare(
     found = find_engine(bundle, name)
     if name[1] == "int8" and saturates_here(bundle):
         reporter.warn(SATURATES)
-    golden = load(bundle.file("golden/golden.safetensors").read())
-    images, logits = (golden[part][:_MOST_IMAGES] for part in ("input", "logits"))
+    golden = read_golden(bundle.file("golden/golden.safetensors"))
+    images, logits = (part[:_MOST_IMAGES] for part in golden)
     graph = bundle.file(GRAPHS[name])
     subject = Subject(found, graph, float_graph(bundle, graph))
     for read in (subject.graph, subject.model):

@@ -25,6 +25,7 @@ from resedge.artifacts import (
 from resedge.images import ImageSet
 from resedge.pipeline.differing import Differences, differences
 from resedge.pipeline.energy import energy_and_settings, power_mode
+from resedge.pipeline.golden import read_golden
 from resedge.pipeline.options import EngineName, Measuring
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.running import evaluate, evaluation_batch
@@ -158,16 +159,13 @@ def measured_accuracy(
 
 def golden_agreement(engine: Engine, golden: Artifact, threads: int) -> float:
     """Return the fraction of the golden images on which an engine and eager choose the same class."""
-    from safetensors.numpy import load
-
     from resedge.runtimes.table import runtime
 
-    tensors = load(golden.read())
-    inputs, size = tensors["input"], evaluation_batch(engine)
+    (inputs, expected), size = read_golden(golden), evaluation_batch(engine)
     with runtime(engine.runtime).open(engine, RunOptions(threads)) as run:
         logits = [run(inputs[start : start + size]) for start in range(0, len(inputs), size)]
     chosen = np.concatenate(logits).argmax(axis=1)
-    return float((chosen == tensors["logits"].argmax(axis=1)).mean())
+    return float((chosen == expected.argmax(axis=1)).mean())
 
 
 def accuracy_of(

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -147,7 +148,8 @@ def _demand(runtime: str | None, artifacts: tuple[Artifact, ...], limits: Limits
     if reason:
         what = f"is not from an export of this machine, and {reason}."
         raise InputRefused(what, where=str(artifacts[0].path), cure=_CURE)
-    _keep(tried)
+    with suppress(InputRefused, MachineFailure):  # where nothing can be kept, it is tried again next time
+        _keep(tried)
 
 
 def _trial(runtime: str | None, artifacts: tuple[Artifact, ...], limits: Limits) -> Trial:

@@ -38,11 +38,11 @@ def small() -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 19)])
 
 
-def _after(model: onnx.ModelProto, op_type: str, *constants: onnx.TensorProto, **attributes: object) -> None:
+def _after(model: onnx.ModelProto, op_type: str, *constants: onnx.TensorProto) -> None:
     """Put a node in front of the convolution, with further constants as its inputs."""
     names = [tensor.name for tensor in constants]
     model.graph.initializer.extend(constants)
-    node = helper.make_node(op_type, ["input", *names], ["grown"], "grower", **attributes)
+    node = helper.make_node(op_type, ["input", *names], ["grown"], "grower")
     model.graph.node.insert(0, node)
     model.graph.node[1].input[0] = "grown"
 

@@ -65,6 +65,19 @@ def test_a_strangers_engine_is_tried_once_and_that_is_kept(tmp_path: Path) -> No
     demand_vouched(engine, NO_TIME)
 
 
+def test_where_nothing_can_be_kept_an_engine_is_tried_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("RESEDGE_HOME", str(tmp_path / "no folder"))
+    engine = _engine(_graph(tmp_path))
+    demand_vouched(engine)
+    with pytest.raises(InputRefused, match="not from an export of this machine"):
+        demand_vouched(engine, NO_TIME)
+    with pytest.raises(InputRefused, match="Set RESEDGE_HOME"):
+        vouch([engine], [])
+
+
 def test_openvinos_files_are_tried_together(tmp_path: Path) -> None:
     engine = OpenVino().build(_graph(tmp_path), tmp_path, BuildOptions("fp32"))
     demand_vouched(engine)
