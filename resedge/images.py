@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -156,6 +156,21 @@ def _read_idx_xz(path: Path) -> Frames:
 # --- folders -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Until when an image is scaled, (height, width) that it just covers, and how."""
+
+    cover: tuple[int, int]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+def scaling_of(preprocessing: Preprocessing) -> Scaling | None:
+    """Return how image files come to the model's size; None: they must have it."""
+    if preprocessing.resize is None:
+        return None
+    return Scaling(preprocessing.resize, preprocessing.interpolation)
+
+
 class _OtherSize(InputRefused):
     """An image has another size, `found`, than the model takes; both are (height, width)."""
 
@@ -163,19 +178,20 @@ class _OtherSize(InputRefused):
         super().__init__(
             f"is {found[0]}x{found[1]}, the model takes {size[0]}x{size[1]} (height x width).",
             where=str(path),
-            cure=f"Resize the images to {size[0]}x{size[1]} first.",
+            cure=f"Resize the images to {size[0]}x{size[1]} first, or export with --resize.",
         )
         self.found = found
 
 
-def read_folder(folder: Path, size: tuple[int, int]) -> ImageSet:
+def read_folder(folder: Path, size: tuple[int, int], scaling: Scaling | None = None) -> ImageSet:
     """Read a tree of images: one subfolder a class (in sorted order), or images alone, unlabelled.
 
     Every file is decoded once, one at a time, for its digest; `decode` of the set checks it again.
 
     Args:
         folder: Where the images are.
-        size: Height and width that every image must have, pixels.
+        size: Height and width that every image must have, pixels, once it is scaled.
+        scaling: How it is scaled before; None: not at all.
 
     Raises:
         InputRefused: Missing, unreadable, not a folder, without images, classes and loose images mixed, or
@@ -190,12 +206,14 @@ def read_folder(folder: Path, size: tuple[int, int]) -> ImageSet:
     if not loose:
         counts = [len(files) for files in classes.values()]
         labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    digests = _digests(paths, size)
+    digests = _digests(paths, size, scaling)
     return ImageSet(
         origin=origin,
         digests=digests,
         labels=labels,
-        decode=lambda indices: np.stack([_decode_unchanged(paths[i], digests[i]) for i in indices]),
+        decode=lambda indices: np.stack(
+            [_decode_unchanged(paths[i], digests[i], size, scaling) for i in indices]
+        ),
         class_names=() if loose else tuple(classes),
         place=str(folder),
     )
@@ -242,13 +260,13 @@ def _image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _digests(paths: Sequence[Path], size: tuple[int, int]) -> tuple[str, ...]:
+def _digests(paths: Sequence[Path], size: tuple[int, int], scaling: Scaling | None) -> tuple[str, ...]:
     """Decode every file in turn, and refuse those of another size together."""
     digests: list[str] = []
     others: list[_OtherSize] = []
     for path in paths:
         try:
-            digests.append(content_digest(decode_file(path, size)))
+            digests.append(content_digest(decode_file(path, size, scaling)))
         except _OtherSize as error:
             others.append(error)
     if not others:
@@ -262,8 +280,9 @@ def _digests(paths: Sequence[Path], size: tuple[int, int]) -> tuple[str, ...]:
     raise InputRefused(what, where=first.where, cure=first.cure)
 
 
-def _decode_unchanged(path: Path, digest: str) -> Frames:
-    frame = decode_file(path)
+def _decode_unchanged(path: Path, digest: str, size: tuple[int, int], scaling: Scaling | None) -> Frames:
+    # Unscaled, a file that has another size by now is told by its digest, as any other that has changed.
+    frame = decode_file(path, size, scaling) if scaling else decode_file(path)
     if content_digest(frame) != digest:
         raise StaleArtifact(
             "has changed since it was listed.", where=str(path), cure="Leave the images alone and run again."
@@ -271,8 +290,11 @@ def _decode_unchanged(path: Path, digest: str) -> Frames:
     return frame
 
 
-def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
+def decode_file(path: Path, size: tuple[int, int] | None = None, scaling: Scaling | None = None) -> Frames:
     """Decode one image file to (H, W, 3) uint8 RGB; grey is repeated, EXIF orientation is applied.
+
+    With `scaling`, the middle of `size` is cut out of the scaled image; an image that has `size` to begin
+    with is scaled too.
 
     Raises:
         InputRefused: Unreadable, no image, a mode other than RGB and 8-bit grey, or not of `size`
@@ -283,15 +305,19 @@ def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
     try:
         with image_module.open(path) as opened:
             # By the header first, so that a large photograph costs no decoding; turning may swap the sides.
-            if size is not None and sorted(opened.size) != sorted(size):
+            exact = size is not None and scaling is None
+            if exact and sorted(opened.size) != sorted(size):
                 raise _OtherSize(path, (opened.height, opened.width), size)
             image = image_ops.exif_transpose(opened)
-            if size is not None and (image.height, image.width) != size:
+            if exact and (image.height, image.width) != size:
                 raise _OtherSize(path, (image.height, image.width), size)
             if image.mode not in ("RGB", "L"):
                 cure = "Convert it to RGB or 8-bit grey."
                 raise InputRefused(f"has mode {image.mode}.", where=str(path), cure=cure)
-            return np.asarray(image.convert("RGB"), np.uint8)
+            image = image.convert("RGB")
+            if size is not None and scaling is not None:
+                image = _scaled(image, size, scaling)
+            return np.asarray(image, np.uint8)
     except (
         OSError,
         SyntaxError,
@@ -301,6 +327,22 @@ def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
         image_module.DecompressionBombError,
     ) as error:
         raise InputRefused(f"is no readable image ({error}).", where=str(path)) from error
+
+
+def _scaled(image: Any, size: tuple[int, int], scaling: Scaling) -> Any:  # noqa: ANN401 - Pillow's
+    """Scale an image until it just covers a rectangle, and cut the middle out.
+
+    For squares that is what torchvision's Resize and CenterCrop do, to the pixel.
+    """
+    image_module, _ = _pillow()
+    (height, width), (tall, wide) = size, scaling.cover
+    if tall * image.width >= wide * image.height:
+        scaled = (int(tall * image.width / image.height), tall)
+    else:
+        scaled = (wide, int(wide * image.height / image.width))
+    image = image.resize(scaled, image_module.Resampling[scaling.interpolation.upper()])
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _pillow() -> tuple[Any, Any]:

@@ -225,7 +225,7 @@ def test_images_of_other_sizes_are_refused_together(tmp_path: Path) -> None:
         False,
     ]
     assert refused.value.what.endswith(", ...")
-    assert refused.value.cure == "Resize the images to 2x3 first."
+    assert refused.value.cure == "Resize the images to 2x3 first, or export with --resize."
 
 
 def test_one_image_of_another_size_is_refused_alone(tmp_path: Path) -> None:
