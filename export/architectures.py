@@ -165,12 +165,15 @@ def _demand_evaluation(graph: Any, path: Path) -> None:  # noqa: ANN401 - an fx.
     import torch
 
     aten = torch.ops.aten
-    trains = {
-        aten.dropout.default: lambda node: node.args[2],
-        aten.dropout_.default: lambda node: node.args[2],
-        aten.batch_norm.default: lambda node: node.args[5] and node.args[3] is not None,
-    }
-    if any(trains.get(node.target, lambda _: False)(node) for node in graph.graph.nodes):
+    dropouts = (aten.dropout.default, aten.dropout_.default)
+
+    def trains(node: Any) -> bool:  # noqa: ANN401 - an fx.Node
+        if node.target in dropouts:
+            return bool(node.args[2])
+        # Without running statistics batch statistics are what evaluation uses, too.
+        return node.target is aten.batch_norm.default and bool(node.args[5]) and node.args[3] is not None
+
+    if any(map(trains, graph.graph.nodes)):
         raise InputRefused(
             "was exported in training mode.", where=str(path), cure="Call model.eval() and export it again."
         )

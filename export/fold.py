@@ -40,12 +40,14 @@ _TRANSPOSED = {
     _ATEN.conv_transpose3d.input,
 }
 _FOLDABLE = _CONVS | _TRANSPOSED | {_LINEAR}
+_SCALINGS = {_ATEN.mul.Tensor, _ATEN.mul_.Tensor}
 _TRANSPOSED_GROUPS = 6  # the argument of a transposed convolution
 
 REASONS: Final = {
     "batch statistics": "the BatchNorm normalises with batch statistics, it has no running ones",
     "no conv": "the BatchNorm does not follow a convolution or a linear layer",
     "other axis": "the BatchNorm normalises another axis than the linear layer's outputs",
+    "arithmetic": "the layer's output is scaled by constants in arithmetic, as a frozen BatchNorm does it",
     "two readers": "the output of what it follows has another reader",
     "computed": "a weight or a statistic is computed in forward, it is not a parameter",
     "overflow": "the folded convolution leaves the range of float32",
@@ -121,10 +123,12 @@ def fold(traced: Traced, sample: Float32Array) -> Folded:
 
 
 def find_pairs(graph: fx.GraphModule) -> tuple[list[Pair], list[RefusedSite]]:
-    """Return the pairs that qualify by their structure, and the BatchNorm calls that do not."""
+    """Return the pairs that qualify by their structure, and the normalisations that do not."""
     paths = call_paths(graph.graph)
     pairs, refused = [], []
     for node in graph.graph.nodes:
+        if _is_frozen(node):
+            refused.append(_refusal(module_path(node) or node.name, "arithmetic"))
         if node.target is not _BATCH_NORM:
             continue
         if reason := _structural_fault(node):
@@ -159,8 +163,9 @@ def _scaled(weight: Tensor, factor: Tensor, node: fx.Node) -> Tensor:
         return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
     groups = node.args[_TRANSPOSED_GROUPS] if len(node.args) > _TRANSPOSED_GROUPS else 1
     assert isinstance(groups, int)  # by the operator's schema
-    apart = weight.unflatten(0, (groups, -1))
-    return (apart * factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
+    apart = weight.reshape(groups, -1, *weight.shape[1:])
+    scaled = apart * factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return scaled.reshape(weight.shape)
 
 
 def rewrite(graph: fx.GraphModule, folds: dict[Pair, Parameters]) -> fx.GraphModule:
@@ -190,6 +195,25 @@ def call_paths(graph: fx.Graph) -> dict[fx.Node, str]:
             paths[node] = f"{path}@{seen[path]}" if path in seen else path
             seen[path] = seen.get(path, 0) + 1
     return paths
+
+
+def _is_frozen(node: fx.Node) -> bool:
+    """Whether a node scales the output of a foldable layer by constants: a normalisation without a name."""
+    if node.target not in _SCALINGS or len(node.all_input_nodes) != 2:
+        return False
+    first, second = node.all_input_nodes
+    return any(
+        layer.target in _FOLDABLE and _is_constant(scale)
+        for layer, scale in ((first, second), (second, first))
+    )
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node is computed from parameters and buffers alone."""
+    if node.op == "get_attr":
+        return True
+    inputs = node.all_input_nodes
+    return node.op == "call_function" and bool(inputs) and all(map(_is_constant, inputs))
 
 
 def _structural_fault(batchnorm: fx.Node) -> str:

@@ -98,7 +98,9 @@ def in_float32(module: nn.Module) -> nn.Module:
     """Convert what is floating point and not float32, in place."""
     import torch
 
-    return module.to(torch.float32).to(memory_format=torch.contiguous_format)
+    anything: Any = module  # torch's own types leave the memory format out
+    converted: nn.Module = anything.to(torch.float32).to(memory_format=torch.contiguous_format)
+    return converted
 
 
 @contextmanager

@@ -305,12 +305,12 @@ def decode_file(path: Path, size: tuple[int, int] | None = None, scaling: Scalin
     try:
         with image_module.open(path) as opened:
             # By the header first, so that a large photograph costs no decoding; turning may swap the sides.
-            exact = size is not None and scaling is None
-            if exact and sorted(opened.size) != sorted(size):
-                raise _OtherSize(path, (opened.height, opened.width), size)
+            exact = size if scaling is None else None
+            if exact is not None and sorted(opened.size) != sorted(exact):
+                raise _OtherSize(path, (opened.height, opened.width), exact)
             image = image_ops.exif_transpose(opened)
-            if exact and (image.height, image.width) != size:
-                raise _OtherSize(path, (image.height, image.width), size)
+            if exact is not None and (image.height, image.width) != exact:
+                raise _OtherSize(path, (image.height, image.width), exact)
             if image.mode not in ("RGB", "L"):
                 cure = "Convert it to RGB or 8-bit grey."
                 raise InputRefused(f"has mode {image.mode}.", where=str(path), cure=cure)

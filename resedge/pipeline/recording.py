@@ -78,7 +78,7 @@ def recorded(
     if shorter:
         cover = _cover(shorter, size)
     method = told.get("interpolation") or (base.interpolation if base else "bilinear")
-    found = Preprocessing(*size, mean=mean, std=std, resize=cover, interpolation=method)
+    found = Preprocessing(size[0], size[1], mean, std, resize=cover, interpolation=method)
     stated = base is not None or bool(options.mean or told.get("mean") or options.std or told.get("std"))
     return Recorded(found, _note(options, file, origin), "" if stated else UNRECORDED)
 
@@ -91,9 +91,10 @@ def _base(named: Named) -> tuple[Preprocessing | None, str]:
     if record is None:
         return None, ""
     found = Preprocessing(
-        *record.size,
-        mean=record.mean,
-        std=record.std,
+        record.size[0],
+        record.size[1],
+        record.mean,
+        record.std,
         resize=_cover(record.shorter, record.size),
         interpolation=record.interpolation,
     )
@@ -180,10 +181,13 @@ def _side(value: object, where: str) -> int:
 
 def _triple(value: object, where: str) -> tuple[float, float, float]:
     numbers = value if isinstance(value, list) else [value] * 3
-    plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
-    if not plain or len(numbers) != 3:
+    checked = tuple(
+        float(number)
+        for number in numbers
+        if isinstance(number, (int, float)) and not isinstance(number, bool)
+    )
+    if len(numbers) != 3 or len(checked) != 3:
         raise InputRefused(f"is {value!r:.60}, expected a number or three.", where=where)
-    checked = tuple(float(number) for number in numbers)
     check_triple(checked, where)
     return checked[0], checked[1], checked[2]
 
