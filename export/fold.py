@@ -1,12 +1,13 @@
-"""Conv + BatchNorm folding on the traced graph, one call site at a time, each fold proved.
+"""Folding of BatchNorm into what is before it, on the traced graph, one call site at a time, each proved.
 
     y = (conv(x, W, b) - m) * g / sqrt(v + eps) + beta      is      conv(x, W', b')
     W' = W * g / sqrt(v + eps)                 b' = (b - m) * g / sqrt(v + eps) + beta
 
 with one factor an output channel (Jacob et al., "Quantization and Training of Neural Networks",
-arXiv:1712.05877, section 3.2). The algebra runs in float64. A fold is kept only if, on real images, the
-folded convolution gives what the pair gives; a site that does not qualify stays as it is, with the reason
-in the report. Each site gets parameters of its own, so modules that are used twice fold right.
+arXiv:1712.05877, section 3.2); `conv` is a convolution, a transposed one, or a linear layer. The algebra runs
+in float64. A fold is kept only if, on real images, the folded convolution gives what the pair gives; a site
+that does not qualify stays as it is, with the reason in the report. Each site gets parameters of its own, so
+modules that are used twice fold right.
 Importing this module imports torch.
 """
 
@@ -29,6 +30,7 @@ from resedge.protocols import Float32Array
 
 _ATEN = torch.ops.aten
 _BATCH_NORM = _ATEN.batch_norm.default
+_LINEAR = _ATEN.linear.default
 _CONVS = {
     getattr(getattr(_ATEN, f"conv{n}d"), overload) for n in (1, 2, 3) for overload in ("default", "padding")
 }
@@ -37,12 +39,16 @@ _TRANSPOSED = {
     _ATEN.conv_transpose2d.input,
     _ATEN.conv_transpose3d.input,
 }
+_FOLDABLE = _CONVS | _TRANSPOSED | {_LINEAR}
+_SCALINGS = {_ATEN.mul.Tensor, _ATEN.mul_.Tensor}
+_TRANSPOSED_GROUPS = 6  # the argument of a transposed convolution
 
 REASONS: Final = {
     "batch statistics": "the BatchNorm normalises with batch statistics, it has no running ones",
-    "no conv": "the BatchNorm does not follow a convolution",
-    "transposed": "the BatchNorm follows a transposed convolution",
-    "two readers": "the convolution's output has another reader",
+    "no conv": "the BatchNorm does not follow a convolution or a linear layer",
+    "other axis": "the BatchNorm normalises another axis than the linear layer's outputs",
+    "arithmetic": "the layer's output is scaled by constants in arithmetic, as a frozen BatchNorm does it",
+    "two readers": "the output of what it follows has another reader",
     "computed": "a weight or a statistic is computed in forward, it is not a parameter",
     "overflow": "the folded convolution leaves the range of float32",
     "unproved": "the folded convolution differs from the pair by {residual:.1e} of its largest output",
@@ -117,10 +123,12 @@ def fold(traced: Traced, sample: Float32Array) -> Folded:
 
 
 def find_pairs(graph: fx.GraphModule) -> tuple[list[Pair], list[RefusedSite]]:
-    """Return the pairs that qualify by their structure, and the BatchNorm calls that do not."""
+    """Return the pairs that qualify by their structure, and the normalisations that do not."""
     paths = call_paths(graph.graph)
     pairs, refused = [], []
     for node in graph.graph.nodes:
+        if _is_frozen(node):
+            refused.append(_refusal(module_path(node) or node.name, "arithmetic"))
         if node.target is not _BATCH_NORM:
             continue
         if reason := _structural_fault(node):
@@ -142,8 +150,22 @@ def fold_parameters(graph: fx.GraphModule, pair: Pair) -> Parameters:
     factor = (1.0 if gamma is None else gamma) / (variance + epsilon).sqrt()
     shift = 0.0 if beta is None else beta
     start = 0.0 if bias is None else bias
-    per_channel = factor.reshape(-1, *[1] * (weight.dim() - 1))
-    return Parameters(weight * per_channel, (start - mean) * factor + shift)
+    return Parameters(_scaled(weight, factor, conv), (start - mean) * factor + shift)
+
+
+def _scaled(weight: Tensor, factor: Tensor, node: fx.Node) -> Tensor:
+    """Return a weight with each output channel times its factor.
+
+    A transposed convolution's is (in, out / groups, ...): the channels of a group of outputs stand beside the
+    inputs of that group.
+    """
+    if node.target not in _TRANSPOSED:
+        return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    groups = node.args[_TRANSPOSED_GROUPS] if len(node.args) > _TRANSPOSED_GROUPS else 1
+    assert isinstance(groups, int)  # by the operator's schema
+    apart = weight.reshape(groups, -1, *weight.shape[1:])
+    scaled = apart * factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return scaled.reshape(weight.shape)
 
 
 def rewrite(graph: fx.GraphModule, folds: dict[Pair, Parameters]) -> fx.GraphModule:
@@ -164,15 +186,34 @@ def rewrite(graph: fx.GraphModule, folds: dict[Pair, Parameters]) -> fx.GraphMod
 
 
 def call_paths(graph: fx.Graph) -> dict[fx.Node, str]:
-    """Name each convolution and BatchNorm call: its module's path, with "@k" from the second call on."""
+    """Name each call of what can fold, and of a BatchNorm: its module's path, "@k" from the second on."""
     paths: dict[fx.Node, str] = {}
     seen: dict[str, int] = {}
     for node in graph.nodes:
-        if node.target is _BATCH_NORM or node.target in _CONVS:
+        if node.target is _BATCH_NORM or node.target in _FOLDABLE:
             path = module_path(node) or node.name
             paths[node] = f"{path}@{seen[path]}" if path in seen else path
             seen[path] = seen.get(path, 0) + 1
     return paths
+
+
+def _is_frozen(node: fx.Node) -> bool:
+    """Whether a node scales the output of a foldable layer by constants: a normalisation without a name."""
+    if node.target not in _SCALINGS or len(node.all_input_nodes) != 2:
+        return False
+    first, second = node.all_input_nodes
+    return any(
+        layer.target in _FOLDABLE and _is_constant(scale)
+        for layer, scale in ((first, second), (second, first))
+    )
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node is computed from parameters and buffers alone."""
+    if node.op == "get_attr":
+        return True
+    inputs = node.all_input_nodes
+    return node.op == "call_function" and bool(inputs) and all(map(_is_constant, inputs))
 
 
 def _structural_fault(batchnorm: fx.Node) -> str:
@@ -180,8 +221,10 @@ def _structural_fault(batchnorm: fx.Node) -> str:
     conv: Any = batchnorm.args[0]
     if batchnorm.args[5]:
         return "batch statistics"
-    if conv.target not in _CONVS:
-        return "transposed" if conv.target in _TRANSPOSED else "no conv"
+    if conv.target not in _FOLDABLE:
+        return "no conv"
+    if conv.target is _LINEAR and conv.meta["val"].dim() != 2:
+        return "other axis"
     if list(conv.users) != [batchnorm]:
         return "two readers"
     constants = (*conv.args[1:3], *batchnorm.args[1:5])

@@ -29,6 +29,7 @@ MODULE_KEY: Final = "resedge.module"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _ROLES = {
     "Conv": ("", "weight", "bias"),
+    "ConvTranspose": ("", "weight", "bias"),
     "Gemm": ("", "weight", "bias"),
     "BatchNormalization": ("", "weight", "bias", "mean", "variance"),
 }

@@ -1,32 +1,33 @@
-"""Where a model comes from: a known architecture by name, its weights from safetensors, and back.
+"""Where a model comes from: made by its name, given its weights, written as a reference, and back.
 
 `reference/` of a bundle is `source.json` plus `weights.safetensors`: what `load_reference` rebuilds the
-eager model from. A checkpoint is loaded strictly; what does not fit is refused key by key.
+eager model from. Code is run where its user named it, and never because a bundle does.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from resedge.artifacts import Artifact, TensorSpec, canonical_json, encode, load, sha256_bytes
-from resedge.errors import InputRefused, UsageError
+from resedge.errors import UsageError
+from resedge.export.architectures import classes_of, instantiate, program_input
+from resedge.export.checkpoints import Checkpoint, fit, load_weights, open_checkpoint, read_weights
+from resedge.export.names import Named, recorded
 from resedge.files import write_bytes
-from resedge.gate import read_safetensors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 BatchNormMode = Literal["keep", "split"]
 
 SOURCE_FILE: Final = "source.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
-_KNOWN: Final = ("notebook",)
-_LINES: Final = 8  # a refusal names this many keys of each sort, and counts the rest
+_GIVEN: ContextVar[Named | None] = ContextVar("given", default=None)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Source:
     `input_shape` is one sample's, such as (3, 28, 28). `split_calls` pairs the path of each BatchNorm
     that was split with its number of call sites; it is empty where `batchnorm` is "keep".
     `checkpoint_sha256` is the digest, in 64 hex digits, of the file that the user gave, before any repair;
-    the weights beside this description have another.
+    the weights beside this description have another. None: the model came with its weights, or has
+    untrained ones. `code_sha256` is the digest of the file that makes the model, where one does.
     """
 
     name: str
@@ -44,73 +46,74 @@ class Source:
     split_calls: tuple[tuple[str, int], ...]
     input_shape: tuple[int, ...]
     classes: int
-    checkpoint_sha256: str
+    checkpoint_sha256: str | None
+    code_sha256: str | None = None
 
 
-def instantiate(name: str) -> nn.Module:
-    """Return a known architecture with untrained weights.
+@dataclass(frozen=True)
+class Made:
+    """A model in eval mode, float32 throughout, and what was done to come to it, in sentences."""
 
-    Raises:
-        UsageError: The name is unknown.
-    """
-    if name == "notebook":
-        from resedge.export.notebook import ResNet
-
-        return ResNet()
-    raise UsageError(f"the model {name!r} is unknown.", cure=f"Known models: {', '.join(_KNOWN)}.")
+    module: nn.Module
+    notes: tuple[str, ...]
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file, after its header was checked.
-
-    Raises:
-        InputRefused: Missing, unreadable, or not a sound safetensors file.
-    """
-    return parse_weights(read_safetensors(path), str(path))
-
-
-def parse_weights(data: bytes, where: str) -> dict[str, Tensor]:
-    """Return every tensor of a safetensors file's bytes, as `resedge.gate.read_safetensors` returns them.
+def make(named: Named, checkpoint: Checkpoint | None) -> Made:
+    """Make a model and load its weights; where they have another number of classes, the model gets it.
 
     Args:
-        data: The whole file, its header checked.
-        where: Named in the error, such as the file's path.
+        named: The model. Code is run.
+        checkpoint: Its weights; None: those that it starts with.
 
     Raises:
-        InputRefused: Not a sound safetensors file.
+        ResedgeError: As `instantiate`, `read_weights` and `load_weights`.
     """
-    import safetensors.torch
+    module = instantiate(named)
+    notes = _notes_on(module) if named.runs_code else ()
+    module = in_float32(module)
+    if checkpoint is not None:
+        weights = fit(read_weights(checkpoint), module.state_dict())
+        notes = (*notes, *weights.notes)
+        if not named.runs_code and (classes := classes_of(module, weights.tensors)):
+            module = instantiate(named, classes)
+        load_weights(module, weights.tensors, str(checkpoint.path))
+    return Made(module.eval(), notes)
 
+
+def _notes_on(module: nn.Module) -> tuple[str, ...]:
+    """Say what a model from its user is in, where the deployed one is not."""
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()} - {"float32"})
+    notes = [f"its parameters were converted from {kind}" for kind in kinds]
+    if module.training:
+        notes.append("it was in training mode; what is deployed is its evaluation mode")
+    return tuple(notes)
+
+
+def own_shape(program: Any) -> tuple[int, ...]:  # noqa: ANN401 - an fx.GraphModule of `load_program`
+    """Return one sample's shape as a program was exported for it, such as (3, 224, 224)."""
+    return tuple(int(size) for size in program_input(program)[1:])
+
+
+def in_float32(module: nn.Module) -> nn.Module:
+    """Convert what is floating point and not float32, in place."""
+    import torch
+
+    anything: Any = module  # torch's own types leave the memory format out
+    converted: nn.Module = anything.to(torch.float32).to(memory_format=torch.contiguous_format)
+    return converted
+
+
+@contextmanager
+def given(named: Named | None) -> Iterator[None]:
+    """Let `load_reference` run the code of this model within the block: its user named it.
+
+    A bundle says what code it was made from. That is never enough to run it.
+    """
+    token = _GIVEN.set(named)
     try:
-        return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise InputRefused(f"is not a sound safetensors file ({error}).", where=where) from error
-
-
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load a checkpoint strictly, in place; nothing is loaded unless everything fits.
-
-    Args:
-        module: Receives the tensors.
-        tensors: A whole `state_dict`, each entry with the shape and dtype that the module has.
-        where: Named in the error, such as the file's path.
-
-    Raises:
-        InputRefused: Keys are missing or unexpected, or a tensor has another shape or dtype, or holds
-            NaN or Inf; every such key is named, up to a limit.
-    """
-    needed = module.state_dict()
-    misfits = _missing_and_unexpected(needed, tensors)
-    for name in needed.keys() & tensors.keys():
-        if fault := _tensor_fault(tensors[name], needed[name]):
-            misfits.append(f"{name} {fault}")
-    if misfits:
-        raise InputRefused(
-            f"the checkpoint does not fit the model: {_listed(sorted(misfits))}.",
-            where=where,
-            cure="Give the state_dict of this very architecture, in float32.",
-        )
-    module.load_state_dict(dict(tensors), strict=True)
+        yield
+    finally:
+        _GIVEN.reset(token)
 
 
 def write_reference(module: nn.Module, source: Source, out_dir: Path) -> tuple[Artifact, Artifact]:
@@ -144,15 +147,30 @@ def load_reference(reference_dir: Path) -> nn.Module:
 
     Raises:
         InputRefused: A file is missing or malformed, or the weights do not fit.
-        UsageError: The architecture is not known to this version.
+        UsageError: The architecture is not known to this version, or is code that nobody named (`given`).
     """
     from resedge.export.batchnorm import split
 
     source = load(Source, reference_dir / SOURCE_FILE)
     weights = reference_dir / WEIGHTS_FILE
-    module = split(instantiate(source.name), dict(source.split_calls))
-    load_weights(module, read_weights(weights), str(weights))
+    module = split(_rebuild(source), dict(source.split_calls))
+    tensors = read_weights(open_checkpoint(weights)).tensors
+    load_weights(module, tensors, str(weights))
     return module.eval()
+
+
+def _rebuild(source: Source) -> nn.Module:
+    named = recorded(source.name)
+    if not named.runs_code:
+        return instantiate(named, source.classes)
+    by_user = _GIVEN.get()
+    if by_user is None or not by_user.runs_code:
+        raise UsageError(
+            f"its eager model is made by code, {source.name}, which runs only where you name it.",
+            where="reference/source.json",
+            cure="Name the same file again: --model FILE.py:CALLABLE, or --model FILE.pt2.",
+        )
+    return in_float32(instantiate(by_user, code_sha256=source.code_sha256))
 
 
 def _write(
@@ -165,37 +183,3 @@ def _write(
 ) -> Artifact:
     write_bytes(path, data)
     return Artifact(path.absolute(), sha256_bytes(data), kind, inputs, outputs, parents)
-
-
-def _missing_and_unexpected(needed: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    faults = [f"{name} is missing" for name in needed.keys() - given.keys()]
-    for name in given.keys() - needed.keys():
-        near = difflib.get_close_matches(name, sorted(needed), n=1)
-        faults.append(f"{name} is unexpected" + (f" (nearest: {near[0]})" if near else ""))
-    return faults
-
-
-def _tensor_fault(given: Tensor, needed: Tensor) -> str:
-    """Return what is wrong with a tensor, or "" where it fits."""
-    if given.shape != needed.shape:
-        return f"has {_shape(given)}, needs {_shape(needed)}"
-    if given.dtype != needed.dtype:
-        return f"has {_dtype(given)}, needs {_dtype(needed)}"
-    if given.is_floating_point():
-        finite = int(given.isfinite().sum())
-        if finite != math.prod(given.shape):
-            return f"holds NaN or Inf ({math.prod(given.shape) - finite} values)"
-    return ""
-
-
-def _shape(tensor: Tensor) -> str:
-    return "(" + ",".join(str(size) for size in tensor.shape) + ")"
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _listed(faults: list[str]) -> str:
-    shown = "; ".join(faults[:_LINES])
-    return shown if len(faults) <= _LINES else f"{shown}; and {len(faults) - _LINES} more"

@@ -54,7 +54,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Traced:
             cure="forward must be free of control flow on tensor values, and take any batch size.",
         ) from error
     _check_output(program, type(module).__name__)
-    plain = _plain_graph(program)
+    plain = plain_graph(program)
     classes = output_of(plain).meta["val"].shape[1]
     return Traced(plain, tuple(input_shape), classes)
 
@@ -77,8 +77,8 @@ def output_of(graph: fx.GraphModule) -> fx.Node:
     return result
 
 
-def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Return the program as a graph from tensor to tensor, without the exporter's own calling code."""
+def plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Return a program as a graph from tensor to tensor, without the exporter's own calling code."""
     unlifted = program.module(check_guards=False)
     graph = unlifted.graph
     graph.set_codegen(fx.graph.CodeGen())

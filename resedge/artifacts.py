@@ -65,7 +65,9 @@ class TensorSpec:
 class Preprocessing:
     """How an image becomes the model's input: (value / 255 - mean) / std, per channel, NCHW.
 
-    `mean` and `std` are fractions of full scale, in the order of `channels` ("RGB").
+    `mean` and `std` are fractions of full scale, in the order of `channels` ("RGB"). An image file is scaled,
+    its proportions kept, until it just covers `resize` (height, width), and the middle of `height` x `width`
+    is cut out of it; None: it must have that size.
     """
 
     height: int
@@ -73,6 +75,8 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     channels: Literal["RGB"] = "RGB"
+    resize: tuple[int, int] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from resedge import __version__
 from resedge.errors import MachineFailure, ResedgeError, UsageError
 
 if TYPE_CHECKING:
-    from resedge.pipeline.options import Measuring
+    from resedge.pipeline.options import ImageOptions, Measuring
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -189,6 +189,22 @@ def _rounds(command: F) -> F:
     return command
 
 
+def _images(command: F) -> F:
+    """Add what is said of a model's images."""
+    for option in (
+        click.option(
+            "--resize",
+            type=click.IntRange(1),
+            help="Scale the shorter side of image files to so many pixels, and cut the middle out.",
+        ),
+        click.option("--std", metavar="R,G,B", help="Their standard deviation; one number for all three."),
+        click.option("--mean", metavar="R,G,B", help="What images were normalised with, of 0..1."),
+        click.option("--input-shape", metavar="C,H,W", help="What the model takes, such as 3,224,224."),
+    ):
+        command = option(command)
+    return command
+
+
 def _output(command: F) -> F:
     quiet = click.option("-q", "--quiet", is_flag=True, help="Print the result and warnings alone.")
     json_file = click.option("--json", "json_file", type=_PATH, help="Also write the verdicts to this file.")
@@ -214,7 +230,7 @@ def _measuring_of(options: dict[str, Any]) -> Measuring:
 @click.version_option(__version__, prog_name="resedge")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 def main(debug: bool) -> None:
-    r"""Trained PyTorch ResNets into verified INT8 and FP16 engines for the edge.
+    """Trained PyTorch ResNets into verified INT8 and FP16 engines for the edge.
 
     \b
     resedge export            the whole job on the built-in model and images
@@ -225,13 +241,19 @@ def main(debug: bool) -> None:
 
     Exit codes: 0 done and within budget; 1 a verdict failed; 2 wrong usage; 3 inconclusive; 4 a backend
     that was named is not there; 5 an input was refused; 6 the machine failed; 130 interrupted.
-    """
+    """  # noqa: D301 - click reads the character, not its escape
     logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR)
 
 
 @main.command()
 @click.argument("model", default="notebook")
-@click.option("--weights", type=_PATH, help="A .safetensors state_dict.  [default: the built-in one]")
+@click.option(
+    "--weights",
+    type=_PATH,
+    help="A state_dict: .safetensors, or .pt, .pth, .ckpt, read without running code.  "
+    "[default: the built-in one, or what MODEL starts with]",
+)
+@_images
 @click.option("--data", type=_PATH, help="Images (a folder, a list, .npz, idx), split into the three sets.")
 @click.option("--calibration-data", type=_PATH, help="Images to calibrate and tune on.")
 @click.option("--test-data", type=_PATH, help="Images to verify on.")
@@ -254,13 +276,17 @@ def main(debug: bool) -> None:
     help="Round each layer's weights together and measure its sensitivity, or neither.  "
     "[default: thorough up to a thousand million multiply-accumulates]",
 )
-@click.option("--out", type=_PATH, help="The bundle's folder.  [default: ./MODEL.resedge]")
+@click.option("--out", type=_PATH, help="The bundle's folder.  [default: MODEL's name .resedge, here]")
 @_selection
 @_measuring
 @_output
 def export(
     model: str,
     weights: Path | None,
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    resize: int | None,
     data: Path | None,
     calibration_data: Path | None,
     test_data: Path | None,
@@ -275,21 +301,35 @@ def export(
     json_file: Path | None,
     **measuring: Any,  # noqa: ANN401 - the options of `_measuring`
 ) -> int:
-    r"""Turn MODEL into a bundle of verified engines.
+    """Turn MODEL into a bundle of verified engines.
 
-    MODEL is `notebook`, the built-in ResNet (28 x 28). Images are built in, too: Fashion-MNIST.
-    What has not changed since an earlier run is not done again.
+    What has not changed since an earlier run is not done again. Images are built in: Fashion-MNIST, 28 x 28.
+
+    \b
+    MODEL is one of
+      notebook               the built-in ResNet, and its weights
+      plain-N, resnet-N      the networks of the CIFAR experiments, N = 6n + 2
+      torchvision:NAME       an architecture of torchvision, such as torchvision:resnet50
+      timm:NAME              an architecture of timm
+      FILE.py:CALLABLE       what a callable of a Python file returns. THE FILE IS RUN
+      FILE.pt2               a program of torch.export. LOADING ONE CAN RUN CODE OF IT
+
+    Nothing is downloaded: give --weights. How images are normalised is what --mean and --std say, else a TOML
+    file beside the weights (mine.toml for mine.safetensors: size, mean, std, resize, interpolation), else the
+    library's record, else values of 0..1.
 
     \b
     Example:
       resedge export --weights mine.safetensors --data images/ --out mine.resedge
-    """
+    """  # noqa: D301 - click reads the character, not its escape
+    from resedge.export.names import parse
     from resedge.pipeline.exporting import export as run
     from resedge.pipeline.options import ExportOptions, select
 
     options = ExportOptions(
         model=model,
         weights=weights,
+        images=_images_of(input_shape, mean, std, resize),
         batchnorm=batchnorm,
         data=data,
         calibration_data=calibration_data,
@@ -304,7 +344,7 @@ def export(
     _check_json_file(json_file)
     with _reporter(quiet) as reporter:
         result = run(options, reporter)
-    _print_published(result, out or Path(f"{model}.resedge"))
+    _print_published(result, out or Path(f"{parse(model).stem}.resedge"))
     _print_result(result, json_file)
     return result.exit_code
 
@@ -312,6 +352,11 @@ def export(
 @main.command()
 @click.argument("bundle", type=_PATH, required=False)
 @click.option("--test-data", type=_PATH, help="Images to verify on: a folder, a list, .npz, idx.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="FILE.py:CALLABLE or FILE.pt2, named again where the bundle was made from it: it is run.",
+)
 @click.option("--html", type=_PATH, help="Also write a page with figures to this file.")
 @click.option("--markdown", type=_PATH, help="Also write the table for a pull request to this file.")
 @click.option("--compare", type=_PATH, help="Say what changed since this document of --json; see exit codes.")
@@ -323,6 +368,7 @@ def export(
 def bench(
     bundle: Path | None,
     test_data: Path | None,
+    model: str | None,
     html: Path | None,
     markdown: Path | None,
     compare: Path | None,
@@ -370,6 +416,7 @@ def bench(
             self_check=self_check,
             compare=compare,
             scenarios=besides,
+            model=model,
         )
         result = run(options, reporter)
     _print_result(result, json_file)
@@ -389,13 +436,14 @@ def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
 
     import resedge
     from resedge.console import print_line
-    from resedge.images import decode_file
+    from resedge.images import decode_file, scaling_of
 
     with resedge.open(bundle, engine) as session:
         labels, takes = session.bundle.manifest.labels, session.bundle.manifest.preprocessing
-        size = (takes.height, takes.width)
+        size, scaling = (takes.height, takes.width), scaling_of(takes)
         for path in images:
-            probabilities = session.predict(decode_file(path, size)[np.newaxis]).probabilities[0]
+            frame = decode_file(path, size, scaling)
+            probabilities = session.predict(frame[np.newaxis]).probabilities[0]
             best = np.argsort(-probabilities, kind="stable")[:top]
             classes = ", ".join(f"{labels[i]} {probabilities[i]:.1%}" for i in best)
             print_line(f"{path}: {classes}")
@@ -563,6 +611,34 @@ def clear(engines: bool) -> int:
 
 def _listed(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _images_of(shape: str | None, mean: str | None, std: str | None, resize: int | None) -> ImageOptions:
+    from resedge.pipeline.options import ImageOptions
+    from resedge.pipeline.recording import check_triple
+
+    sides = _listed(shape or "")
+    if shape is not None and (len(sides) != 3 or not all(side.isdigit() for side in sides)):
+        raise UsageError(f"--input-shape is {shape!r}.", cure="Write C,H,W, such as 3,224,224.")
+    triples: dict[str, tuple[float, float, float] | None] = {"--mean": None, "--std": None}
+    for option, text in (("--mean", mean), ("--std", std)):
+        if text is not None:
+            triples[option] = _parse_triple(option, text)
+            check_triple(triples[option] or (), option)
+    return ImageOptions(
+        tuple(int(side) for side in sides) if shape else None, triples["--mean"], triples["--std"], resize
+    )
+
+
+def _parse_triple(option: str, text: str) -> tuple[float, float, float]:
+    try:
+        numbers = [float(part) for part in _listed(text)]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3):
+        raise UsageError(f"{option} is {text!r}.", cure="Write R,G,B, such as 0.485,0.456,0.406.")
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    return red, green, blue
 
 
 def _parse_batch_range(text: str) -> tuple[int, int, int]:

@@ -10,69 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-
-def _conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(cout))
-
-
-class Block(nn.Module):
-    """A residual block: `main` and the shortcut added, then Relu."""
-
-    def __init__(self, main: nn.Module, cin: int, cout: int, stride: int) -> None:
-        super().__init__()
-        self.main = main
-        same = cin == cout and stride == 1
-        self.shortcut = nn.Identity() if same else _conv(cin, cout, 1, stride)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, cin, H, W) to (N, cout, H / stride, W / stride)."""
-        result: Tensor = self.relu(self.main(x) + self.shortcut(x))
-        return result
+from resedge.export.cifar import Block, ResNet, basic_main, cifar, conv_norm
 
 
 def _basic(cin: int, cout: int, stride: int) -> Block:
-    main = nn.Sequential(_conv(cin, cout, 3, stride), nn.ReLU(), _conv(cout, cout, 3))
-    return Block(main, cin, cout, stride)
+    return Block(basic_main(cin, cout, stride), cin, cout, stride)
 
 
 def _bottleneck(cin: int, width: int, stride: int, groups: int, cout: int) -> Block:
-    inner = (_conv(cin, width, 1), nn.ReLU(), _conv(width, width, 3, stride, groups), nn.ReLU())
-    main = nn.Sequential(*inner, _conv(width, cout, 1))
+    inner = (conv_norm(cin, width, 1), nn.ReLU(), conv_norm(width, width, 3, stride, groups), nn.ReLU())
+    main = nn.Sequential(*inner, conv_norm(width, cout, 1))
     return Block(main, cin, cout, stride)
-
-
-class ResNet(nn.Module):
-    """A stem, blocks, global average pooling, a linear classifier."""
-
-    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], features: int, classes: int) -> None:
-        super().__init__()
-        self.stem = stem
-        self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(features, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, classes)."""
-        logits: Tensor = self.linear(self.pool(self.blocks(self.stem(x))).flatten(1))
-        return logits
 
 
 def resnet20() -> ResNet:
     """20 layers, widths 16, 32, 64, for 3 x 28 x 28 images of 10 classes."""
-    blocks, cin = [], 16
-    for cout in (16, 32, 64):
-        for index in range(3):
-            blocks.append(_basic(cin, cout, 2 if cout != cin and index == 0 else 1))
-            cin = cout
-    return ResNet(nn.Sequential(_conv(3, 16, 3), nn.ReLU()), blocks, 64, 10)
+    return cifar(20, residual=True, classes=10)
 
 
 def _imagenet_stem() -> nn.Sequential:
-    return nn.Sequential(_conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    return nn.Sequential(conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
 
 
 def resnet18() -> ResNet:

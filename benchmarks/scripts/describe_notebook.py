@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from resedge import images
+from resedge.export.architectures import instantiate
 from resedge.export.batchnorm import call_counts, reestimate, shared, split
-from resedge.export.sources import instantiate, load_weights, read_weights
+from resedge.export.checkpoints import load_weights, open_checkpoint, read_weights
+from resedge.export.names import parse
 
 CARD = """# The built-in model
 
@@ -89,8 +91,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     logs = [json.loads(path.read_text()) for path in options.log]
-    module = instantiate("notebook")
-    load_weights(module, read_weights(options.weights), str(options.weights))
+    module = instantiate(parse("notebook"))
+    tensors = read_weights(open_checkpoint(options.weights)).tensors
+    load_weights(module, tensors, str(options.weights))
     test = images.builtin_test()
     calibration, _ = images.halve(images.builtin_calibration(), 0)
     batches = list(calibration.batches(128, images.NOTEBOOK_PREPROCESSING))

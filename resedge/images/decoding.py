@@ -10,17 +10,34 @@ from __future__ import annotations
 
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
+from resedge.artifacts import Preprocessing
 from resedge.errors import InputRefused, RuntimeUnavailable
 from resedge.images.preparing import Frames
 
 IMAGE_SUFFIXES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _FORMATS: Final = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Until when an image is scaled, (height, width) that it just covers, and how."""
+
+    cover: tuple[int, int]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+def scaling_of(preprocessing: Preprocessing) -> Scaling | None:
+    """Return how image files come to the model's size; None: they must have it."""
+    if preprocessing.resize is None:
+        return None
+    return Scaling(preprocessing.resize, preprocessing.interpolation)
 
 
 class OtherSize(InputRefused):
@@ -30,7 +47,7 @@ class OtherSize(InputRefused):
         super().__init__(
             f"is {found[0]}x{found[1]}, the model takes {size[0]}x{size[1]} (height x width).",
             where=str(path),
-            cure=f"Resize the images to {size[0]}x{size[1]} first.",
+            cure=f"Resize the images to {size[0]}x{size[1]} first, or export with --resize.",
         )
         self.found = found
 
@@ -43,8 +60,11 @@ class NotDecodable(InputRefused):
         self.reason = reason
 
 
-def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
+def decode_file(path: Path, size: tuple[int, int] | None = None, scaling: Scaling | None = None) -> Frames:
     """Decode one image file to (H, W, 3) uint8 RGB, by the rules of this module.
+
+    With `scaling`, the middle of `size` is cut out of the scaled image; an image that has `size` to begin
+    with is scaled too.
 
     Raises:
         InputRefused: Unreadable (`NotDecodable` where its content is at fault), of another mode, or not of
@@ -58,9 +78,13 @@ def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
             warnings.simplefilter("error", image_module.DecompressionBombWarning)
             with image_module.open(path, formats=_FORMATS) as opened:
                 # By the header first: a large photograph then costs no decoding. Turning may swap the sides.
-                if size is not None and sorted(opened.size) != sorted(size):
-                    raise OtherSize(path, (opened.height, opened.width), size)
-                return _upright(opened, image_ops, path, size)
+                exact = size if scaling is None else None
+                if exact is not None and sorted(opened.size) != sorted(exact):
+                    raise OtherSize(path, (opened.height, opened.width), exact)
+                image = _upright(opened, image_ops, path, exact)
+                if size is not None and scaling is not None:
+                    image = _scaled(image, size, scaling)
+                return np.asarray(image, np.uint8)
     except (
         OSError,
         SyntaxError,
@@ -75,8 +99,8 @@ def decode_file(path: Path, size: tuple[int, int] | None = None) -> Frames:
         raise NotDecodable(path, " ".join(str(error).replace(f" {str(path)!r}", "").split())) from error
 
 
-def _upright(opened: Any, image_ops: Any, path: Path, size: tuple[int, int] | None) -> Frames:  # noqa: ANN401
-    """Return the image as it is meant to be seen."""
+def _upright(opened: Any, image_ops: Any, path: Path, size: tuple[int, int] | None) -> Any:  # noqa: ANN401
+    """Return the image, Pillow's, as it is meant to be seen."""
     image = image_ops.exif_transpose(opened)
     if size is not None and (image.height, image.width) != size:
         raise OtherSize(path, (image.height, image.width), size)
@@ -84,7 +108,23 @@ def _upright(opened: Any, image_ops: Any, path: Path, size: tuple[int, int] | No
         cure = "Convert it to RGB or 8-bit grey."
         raise InputRefused(f"has mode {image.mode}.", where=str(path), cure=cure)
     image.info.pop("transparency", None)  # a palette's alpha, of which Pillow warns
-    return np.asarray(image.convert("RGB"), np.uint8)
+    return image.convert("RGB")
+
+
+def _scaled(image: Any, size: tuple[int, int], scaling: Scaling) -> Any:  # noqa: ANN401 - Pillow's
+    """Scale an image until it just covers a rectangle, and cut the middle out.
+
+    For squares that is what torchvision's Resize and CenterCrop do, to the pixel.
+    """
+    image_module, _ = _pillow()
+    (height, width), (tall, wide) = size, scaling.cover
+    if tall * image.width >= wide * image.height:
+        scaled = (int(tall * image.width / image.height), tall)
+    else:
+        scaled = (wide, int(wide * image.height / image.width))
+    image = image.resize(scaled, image_module.Resampling[scaling.interpolation.upper()])
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _pillow() -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from resedge.artifacts import read_text
 from resedge.errors import InputRefused, StaleArtifact
-from resedge.images.decoding import IMAGE_SUFFIXES, NotDecodable, OtherSize, decode_file
+from resedge.images.decoding import IMAGE_SUFFIXES, NotDecodable, OtherSize, Scaling, decode_file
 from resedge.images.preparing import Frames
 from resedge.images.sets import ImageSet, Undecodable, content_digest
 from resedge.protocols import Int64Array
@@ -27,12 +27,13 @@ _LARGEST_LIST: Final = 1 << 28  # bytes
 _NAMED_AT_MOST = 3
 
 
-def read_folder(folder: Path, size: tuple[int, int]) -> ImageSet:
+def read_folder(folder: Path, size: tuple[int, int], scaling: Scaling | None = None) -> ImageSet:
     """Read a tree of images: one subfolder a class (in sorted order), or images alone, unlabelled.
 
     Args:
         folder: Where the images are.
-        size: Height and width that every image must have, pixels.
+        size: Height and width that every image must have, pixels, once it is scaled.
+        scaling: How it is scaled before; None: not at all.
 
     Raises:
         InputRefused: Missing, unreadable, not a folder, without images, classes and loose images mixed, an
@@ -42,14 +43,14 @@ def read_folder(folder: Path, size: tuple[int, int]) -> ImageSet:
     with _readable(folder):
         loose, classes = _listed(folder)
     if loose:
-        return _set_of(folder, loose, None, (), size)
+        return _set_of(folder, loose, None, (), size, scaling)
     paths = [path for files in classes.values() for path in files]
     counts = [len(files) for files in classes.values()]
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    return _set_of(folder, paths, labels, tuple(classes), size)
+    return _set_of(folder, paths, labels, tuple(classes), size, scaling)
 
 
-def read_list(file: Path, size: tuple[int, int]) -> ImageSet:
+def read_list(file: Path, size: tuple[int, int], scaling: Scaling | None = None) -> ImageSet:
     """Read the images that a list names, in its order.
 
     A line of a .txt is a path, a space and a label; a row of a .csv a path, or a path and a label, below a
@@ -58,7 +59,8 @@ def read_list(file: Path, size: tuple[int, int]) -> ImageSet:
 
     Args:
         file: The list, UTF-8.
-        size: Height and width that every image must have, pixels.
+        size: Height and width that every image must have, pixels, once it is scaled.
+        scaling: How it is scaled before; None: not at all.
 
     Raises:
         InputRefused: The list is unreadable, empty or malformed (the line is named), a file is not there, or
@@ -71,13 +73,13 @@ def read_list(file: Path, size: tuple[int, int]) -> ImageSet:
     if len(written) not in (0, len(rows)):
         raise InputRefused("has labels for some images and not for others.", where=str(file))
     if not written:
-        return _set_of(file, paths, None, (), size)
+        return _set_of(file, paths, None, (), size, scaling)
     if all(label.isascii() and label.isdigit() and len(label) < 10 for label in written):
-        return _set_of(file, paths, np.array([int(label) for label in written], np.int64), (), size)
+        return _set_of(file, paths, np.array([int(label) for label in written], np.int64), (), size, scaling)
     names = sorted(set(written))
     position = {name: index for index, name in enumerate(names)}
     labels = np.array([position[label] for label in written], np.int64)
-    return _set_of(file, paths, labels, tuple(names), size)
+    return _set_of(file, paths, labels, tuple(names), size, scaling)
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -128,8 +130,9 @@ def _set_of(
     labels: Int64Array | None,
     class_names: tuple[str, ...],
     size: tuple[int, int],
+    scaling: Scaling | None,
 ) -> ImageSet:
-    found, undecodable = _digests(paths, size)
+    found, undecodable = _digests(paths, size, scaling)
     if not found:
         first = undecodable[0]
         raise InputRefused(
@@ -143,7 +146,9 @@ def _set_of(
         origin=origin,
         digests=digests,
         labels=None if labels is None else labels[list(found)],
-        decode=lambda indices: np.stack([_decode_unchanged(kept[i], digests[i]) for i in indices]),
+        decode=lambda indices: np.stack(
+            [_decode_unchanged(kept[i], digests[i], size, scaling) for i in indices]
+        ),
         class_names=class_names,
         place=str(place),
         undecodable=tuple(undecodable),
@@ -191,7 +196,9 @@ def _image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _digests(paths: Sequence[Path], size: tuple[int, int]) -> tuple[dict[int, str], list[Undecodable]]:
+def _digests(
+    paths: Sequence[Path], size: tuple[int, int], scaling: Scaling | None
+) -> tuple[dict[int, str], list[Undecodable]]:
     """Decode every file in turn: digests by position, and those that cannot be decoded.
 
     Raises:
@@ -202,7 +209,7 @@ def _digests(paths: Sequence[Path], size: tuple[int, int]) -> tuple[dict[int, st
     undecodable: list[Undecodable] = []
     for position, path in enumerate(paths):
         try:
-            digests[position] = content_digest(decode_file(path, size))
+            digests[position] = content_digest(decode_file(path, size, scaling))
         except OtherSize as error:
             others.append(error)
         except NotDecodable as error:
@@ -223,8 +230,9 @@ def _together(others: Sequence[OtherSize], images: int) -> InputRefused:
     return InputRefused(what, where=first.where, cure=first.cure)
 
 
-def _decode_unchanged(path: Path, digest: str) -> Frames:
-    frame = decode_file(path)
+def _decode_unchanged(path: Path, digest: str, size: tuple[int, int], scaling: Scaling | None) -> Frames:
+    # Unscaled, a file that has another size by now is told by its digest, as any other that has changed.
+    frame = decode_file(path, size, scaling) if scaling else decode_file(path)
     if content_digest(frame) != digest:
         raise StaleArtifact(
             "has changed since it was listed.", where=str(path), cure="Leave the images alone and run again."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from resedge.errors import InputRefused
 from resedge.images.arrays import read_idx, read_npz
+from resedge.images.decoding import Scaling
 from resedge.images.listing import LIST_SUFFIXES, read_folder, read_list
 from resedge.images.sets import ImageSet
 
@@ -15,22 +16,23 @@ KNOWN = (
 )
 
 
-def read(place: Path, size: tuple[int, int]) -> ImageSet:
+def read(place: Path, size: tuple[int, int], scaling: Scaling | None = None) -> ImageSet:
     """Read a folder, a list, an .npz or an idx file.
 
     Args:
         place: Where the images are.
-        size: Height and width that every image must have, pixels.
+        size: Height and width that every image must have, pixels, once it is scaled.
+        scaling: How image files are scaled before; arrays are not.
 
     Raises:
         InputRefused: None of these, or not what it must be.
         RuntimeUnavailable: Pillow is needed and not installed.
     """
     if not place.is_file():
-        return read_folder(place, size)
+        return read_folder(place, size, scaling)
     suffix = place.suffix.lower()
     if suffix in LIST_SUFFIXES:
-        return read_list(place, size)
+        return read_list(place, size, scaling)
     if suffix == ".npz":
         return read_npz(place, size)
     if "-idx" in place.name or ".idx" in place.name:

@@ -17,6 +17,8 @@ from resedge.artifacts import (
     encode,
 )
 from resedge.bundle import Bundle
+from resedge.export.names import parse
+from resedge.export.sources import given
 from resedge.images import ImageSet
 from resedge.pipeline import judging, measuring, presenting, scenarios
 from resedge.pipeline.datasets import bench_images, warn_of_labels
@@ -63,8 +65,13 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
         ResedgeError: Of the tree in `resedge.errors`: no bundle, changed files, images shared with
             calibration, and so on.
     """
-    reporter = reporter or Silent()
+    named = parse(options.model) if options.model else None
     require("a bench", "export", "bench")
+    with given(named):
+        return _bench(options, str(named) if named else None, reporter or Silent())
+
+
+def _bench(options: BenchOptions, named: str | None, reporter: Reporter) -> Benched:
     if {"single-stream", "offline"}.intersection(options.scenarios.names):
         require("MLPerf's LoadGen", "loadgen")
     bundle = bundles.read(options.bundle)
@@ -91,7 +98,7 @@ def bench(options: BenchOptions, reporter: Reporter | None = None) -> Benched:
         if _verify(engine, test, preprocessing, eager, how, findings, piloting, reporter)
     }
     pace = replace(measuring.BENCH_PACE, rounds=options.rounds)
-    job = Job(source, tuple(opened.values()), how.threads, how.seed, pace, options.self_check)
+    job = Job(source, tuple(opened.values()), how.threads, how.seed, pace, options.self_check, named)
     latencies = measuring.latencies_of(job, test, preprocessing, how.confidence, options.processes, reporter)
     _say_timed(latencies, options, reporter)
     latencies = judging.with_inputs(latencies, how, test, bundle.manifest.parents["weights"])

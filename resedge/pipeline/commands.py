@@ -6,12 +6,15 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from resedge.pipeline.options import BenchOptions, ExportOptions, Measuring, Selection
+from resedge.export.names import parse
+from resedge.pipeline.options import BenchOptions, ExportOptions, ImageOptions, Measuring, Selection
 
 
 def bench_command(options: BenchOptions) -> str:
     """Return the command that measures the same again."""
     words = ["resedge", "bench", options.bundle.name]
+    if options.model is not None:
+        words += ["--model", parse(options.model).label]
     words += _paths({"--test-data": options.test_data})
     for name in ("rounds", "processes"):
         if getattr(options, name) != getattr(BenchOptions(options.bundle), name):
@@ -30,6 +33,7 @@ def export_command(options: ExportOptions) -> str:
             "--test-data": options.test_data,
         }
     )
+    words += _image_words(options.images)
     if options.batchnorm:
         words += ["--batchnorm", options.batchnorm]
     if options.batch_range != ExportOptions().batch_range:
@@ -38,6 +42,14 @@ def export_command(options: ExportOptions) -> str:
     if options.thorough is not None:
         words.append("--thorough" if options.thorough else "--quick")
     return shlex.join([*words, *_selected(options.selection), *_measured(options.measuring)])
+
+
+def _image_words(images: ImageOptions) -> Iterator[str]:
+    for option in ("input_shape", "mean", "std"):
+        if (numbers := getattr(images, option)) is not None:
+            yield from (f"--{option.replace('_', '-')}", ",".join(f"{number:g}" for number in numbers))
+    if images.resize is not None:
+        yield from ("--resize", str(images.resize))
 
 
 def _paths(given: dict[str, Path | None]) -> Iterator[str]:

@@ -14,20 +14,48 @@ from resedge.bundle import Bundle
 from resedge.errors import InputRefused, UsageError
 from resedge.images import ImageSet, Split
 from resedge.pipeline.calibrating import SeenImages
+from resedge.pipeline.modelling import Model
 from resedge.pipeline.options import BenchOptions, ExportOptions
 from resedge.pipeline.reporting import Reporter
+from resedge.pipeline.staging import Data
 from resedge.protocols import Float32Array
 
 _NAMED_AT_MOST = 20
+_PAIRS_SHOWN = 20
 
 UNLABELLED = "the test images have no labels: verdicts rest on agreement with eager alone"
 
 
-def export_images(options: ExportOptions, preprocessing: Preprocessing, reporter: Reporter) -> Split:
-    """Return the three disjoint sets that the options name; the built-in ones where they name none.
+def export_data(options: ExportOptions, model: Model, reporter: Reporter) -> Data:
+    """Return the images that the options name, prepared for a model, with the names of its classes.
 
     Raises:
-        UsageError: --data beside --calibration-data or --test-data.
+        UsageError, InputRefused: As `export_images`.
+    """
+    split = export_images(options, model.preprocessing, reporter, model.classes)
+    of_notebook = builtin.FASHION_MNIST_CLASSES if model.label == "notebook" else ()
+    named = split.test.class_names or split.calibration.class_names or of_notebook
+    labels = named or tuple(str(number) for number in range(model.classes))
+    return Data(split.calibration, split.tuning, split.test, model.preprocessing, labels)
+
+
+def export_images(
+    options: ExportOptions,
+    preprocessing: Preprocessing,
+    reporter: Reporter,
+    classes: int = len(builtin.FASHION_MNIST_CLASSES),
+) -> Split:
+    """Return the three disjoint sets that the options name; the built-in ones where they name none.
+
+    Args:
+        options: Name folders, or none.
+        preprocessing: What the model takes.
+        reporter: Who is told.
+        classes: How many the model has.
+
+    Raises:
+        UsageError: --data beside --calibration-data or --test-data, or built-in images for a model of
+            another size or number of classes.
         InputRefused: The images are not what they must be, or two sets have classes of different names.
     """
     seed = options.measuring.seed
@@ -37,10 +65,10 @@ def export_images(options: ExportOptions, preprocessing: Preprocessing, reporter
                 "--data is split into calibration, tuning and test images.",
                 cure="Give --data alone, or --calibration-data and --test-data.",
             )
-        labels = builtin.FASHION_MNIST_CLASSES
-        split = images.split(_own(options.data, labels, preprocessing, reporter), seed)
+        labels = builtin.FASHION_MNIST_CLASSES if options.model == "notebook" else ()
+        split = images.split(_own(options.data, labels, classes, preprocessing, reporter), seed)
     else:
-        source, test = _apart(options, preprocessing, reporter)
+        source, test = _apart(options, classes, preprocessing, reporter)
         split = images.disjoint(*images.halve(source, seed), test)
     sets = (split.calibration, split.tuning, split.test)
     sizes = "{:,} for calibration, {:,} for tuning, {:,} for test".format(*map(len, sets))
@@ -53,12 +81,18 @@ def export_images(options: ExportOptions, preprocessing: Preprocessing, reporter
 
 
 def _apart(
-    options: ExportOptions, preprocessing: Preprocessing, reporter: Reporter
+    options: ExportOptions, classes: int, preprocessing: Preprocessing, reporter: Reporter
 ) -> tuple[ImageSet, ImageSet]:
     """Return the images to calibrate with and those to test with, from a place each or built in."""
-    labels, chosen, tested = builtin.FASHION_MNIST_CLASSES, options.calibration_data, options.test_data
-    source = _own(chosen, labels, preprocessing, reporter) if chosen else images.builtin_calibration()
-    test = _own(tested, labels, preprocessing, reporter) if tested else images.builtin_test()
+    chosen, tested = options.calibration_data, options.test_data
+    if not (chosen and tested):
+        _demand_builtin(options.model, classes, preprocessing)
+    builtin_names = options.model == "notebook" or not (chosen and tested)
+    labels = builtin.FASHION_MNIST_CLASSES if builtin_names else ()
+    source = images.builtin_calibration()
+    if chosen:
+        source = _own(chosen, labels, classes, preprocessing, reporter)
+    test = _own(tested, labels, classes, preprocessing, reporter) if tested else images.builtin_test()
     unnamed = [use for use, folder in (("calibration", chosen), ("test", tested)) if folder is None]
     if options.weights is not None and unnamed:
         verb = "use" if len(unnamed) > 1 else "uses"
@@ -66,6 +100,19 @@ def _apart(
     if chosen and tested and source.class_names and test.class_names:
         _check_same_classes(source, test)
     return source, test
+
+
+def _demand_builtin(model: str, classes: int, preprocessing: Preprocessing) -> None:
+    """Refuse the built-in images for a model that they cannot be meant for."""
+    notebook = images.NOTEBOOK_PREPROCESSING
+    size, own = (preprocessing.height, preprocessing.width), (notebook.height, notebook.width)
+    named = len(builtin.FASHION_MNIST_CLASSES)
+    if size != own or classes != named:
+        raise UsageError(
+            f"{model} takes {size[0]}x{size[1]} images of {classes} classes; those that are built in are "
+            f"{own[0]}x{own[1]}, of {named}.",
+            cure="Give images with --data, or with --calibration-data and --test-data.",
+        )
 
 
 def _check_same_classes(source: ImageSet, test: ImageSet) -> None:
@@ -87,7 +134,8 @@ def bench_images(bundle: Bundle, options: BenchOptions, reporter: Reporter) -> I
     """
     manifest = bundle.manifest
     if options.test_data is not None:
-        test = _own(options.test_data, manifest.labels, manifest.preprocessing, reporter)
+        labels = manifest.labels
+        test = _own(options.test_data, labels, len(labels), manifest.preprocessing, reporter)
     else:
         test = images.builtin_test()
         if manifest.parents.get("test_images") != test.sha256:
@@ -130,42 +178,49 @@ def warn_of_labels(eager_logits: Float32Array, images: ImageSet, reporter: Repor
         )
 
 
-def _own(path: Path, labels: tuple[str, ...], preprocessing: Preprocessing, reporter: Reporter) -> ImageSet:
+def _own(
+    path: Path, labels: tuple[str, ...], classes: int, preprocessing: Preprocessing, reporter: Reporter
+) -> ImageSet:
     """Read the user's images, whose classes are those of the model: by number or name, else in sorted order.
 
     Raises:
         InputRefused: Labelled with numbers that the model lacks, or with another number of classes of other
             names: the order would then name wrong ones.
     """
-    found = images.read(path, (preprocessing.height, preprocessing.width))
+    size = (preprocessing.height, preprocessing.width)
+    found = images.read(path, size, images.scaling_of(preprocessing))
     _say_undecodable(found, reporter)
     if found.labels is None:
         return found
     if not found.class_names:
-        return _numbered(found, labels)
+        return _numbered(found, labels, classes)
     written = [label.replace("/", "-") for label in labels]  # no folder's name can hold a slash
     for names in (labels, written):
         if set(found.class_names) <= set(names):
             order = np.array([names.index(name) for name in found.class_names], np.int64)
             return replace(found, labels=order[found.labels], class_names=labels)
-    if len(found.class_names) != len(labels):
+    if len(found.class_names) != classes:
         raise InputRefused(
-            f"has {len(found.class_names)} classes, the model has {len(labels)}.",
+            f"has {len(found.class_names)} classes, the model has {classes}.",
             where=str(path),
             cure="Name the classes as the model's, or so that as many sort in their order.",
         )
-    pairs = ", ".join(f"{name} = {label}" for name, label in zip(found.class_names, labels, strict=True))
+    if not labels:
+        reporter.note(f"the model's classes are those of {path}, in sorted order")
+        return found
+    paired = [f"{name} = {label}" for name, label in zip(found.class_names, labels, strict=True)]
+    pairs = ", ".join(paired[:_PAIRS_SHOWN]) + (", ..." if len(paired) > _PAIRS_SHOWN else "")
     reporter.note(f"classes of {path} in sorted order: {pairs}")
     return found
 
 
-def _numbered(found: ImageSet, labels: tuple[str, ...]) -> ImageSet:
+def _numbered(found: ImageSet, labels: tuple[str, ...], classes: int) -> ImageSet:
     """Return images labelled with the model's own numbers, once these are known to be."""
     assert found.labels is not None
     low, high = int(found.labels.min()), int(found.labels.max())
-    if low < 0 or high >= len(labels):
+    if low < 0 or high >= classes:
         raise InputRefused(
-            f"has labels from {low} to {high}, the model's classes are 0 to {len(labels) - 1}.",
+            f"has labels from {low} to {high}, the model's classes are 0 to {classes - 1}.",
             where=found.place,
             cure="Count the classes from 0, in the model's order.",
         )

@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from resedge import bundle as bundles
-from resedge import home, images
+from resedge import home
 from resedge.artifacts import Artifact, Engine, JsonValue, Verdict, parse_json, read_text
 from resedge.bundle import Manifest, Published
-from resedge.errors import RuntimeUnavailable, UsageError
+from resedge.errors import RuntimeUnavailable
+from resedge.export import names
+from resedge.export.names import Named
+from resedge.export.sources import given
 from resedge.pipeline import judging, machine, measuring, presenting
-from resedge.pipeline.datasets import export_images
+from resedge.pipeline.datasets import export_data
 from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
 from resedge.pipeline.judging import Findings, Judged
 from resedge.pipeline.manifesting import manifest_of
+from resedge.pipeline.modelling import loaded
 from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, EngineName, ExportOptions
 from resedge.pipeline.preparing import Prepared, prepare
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.staging import Data, Done, Site
 from resedge.pipeline.vouching import vouch
 from resedge.store import Store
-
-MODELS = ("notebook",)
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,39 @@ class Exported:
     all_reused: bool
 
 
-def export(options: ExportOptions, reporter: Reporter | None = None) -> Exported:
+def export(
+    options: ExportOptions,
+    reporter: Reporter | None = None,
+    *,
+    module: Any = None,  # noqa: ANN401 - an nn.Module
+) -> Exported:
     """Do the whole job: trace, fold, calibrate, build, verify, and write the bundle.
+
+    Args:
+        options: What is asked for. A model that is code is run: the options name it.
+        reporter: Who is told; nobody by default.
+        module: An nn.Module to take in the place of `options.model`; `options.images.input_shape` says what
+            it takes. It is left as it is.
 
     Raises:
         ResedgeError: Of the tree in `resedge.errors`; the bundle is then as it was before.
     """
-    reporter = reporter or Silent()
-    if options.model not in MODELS:
-        raise UsageError(f"unknown model {options.model!r}.", cure=f"Known: {', '.join(MODELS)}.")
+    named = names.parse(options.model) if module is None else names.of_module(module)
     require("an export", "export", "onnxruntime", "bench")
-    out = options.out or Path(f"{options.model}.resedge")
+    with given(named):
+        return _export(named, replace(options, model=named.label), reporter or Silent())
+
+
+def _export(named: Named, options: ExportOptions, reporter: Reporter) -> Exported:
+    out = options.out or Path(f"{named.stem}.resedge")
     bundles.check_place(out)
     store = Store(home.cache_folder())
     here = machine.describe()
     site = Site(store, here.digest, options.measuring.threads, reporter)
 
-    preprocessing = images.NOTEBOOK_PREPROCESSING
-    split = export_images(options, preprocessing, reporter)
-    data = Data(split.calibration, split.tuning, split.test, preprocessing)
-    prepared = prepare(site, data, options, here)
+    model = loaded(site, named, options)
+    data = export_data(options, model.about, reporter)
+    prepared = prepare(site, data, model, options, here)
     findings = Findings()
     engines = _build(site, options, prepared, findings)
     judged = _measure(site, data, options, prepared, engines, findings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resedge import bundle as bundles
-from resedge.artifacts import Engine
+from resedge.artifacts import Engine, Preprocessing
 from resedge.bundle import Bundle
 from resedge.errors import RuntimeUnavailable
 from resedge.jetson import device
@@ -59,7 +59,7 @@ def inspect(path: Path) -> list[Line]:
         (
             "images",
             f"{prep.width} x {prep.height} {prep.channels}, (value / 255 - {_numbers(prep.mean)}) "
-            f"/ {_numbers(prep.std)}",
+            f"/ {_numbers(prep.std)}{_scaled(prep)}",
         ),
         ("classes", ", ".join(manifest.labels)),
         ("int8 (cpu)", f"written for a CPU with {', '.join(manifest.target.cpu_features) or '-'}"),
@@ -92,6 +92,13 @@ def _engine_line(bundle: Bundle, engine: Engine) -> str:
 def _size(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _scaled(prep: Preprocessing) -> str:
+    if prep.resize is None:
+        return ""
+    height, width = prep.resize
+    return f"; files scaled to cover {width} x {height} ({prep.interpolation}), the middle cut out"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

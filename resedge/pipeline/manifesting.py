@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resedge import data as builtin
 from resedge.artifacts import FORMAT_VERSION, Engine
 from resedge.bundle import Manifest, ModelInfo, Target
 from resedge.pipeline.judging import Judged
@@ -41,14 +40,14 @@ def manifest_of(
         expires=None,
         signing=None,
         model=ModelInfo(
-            options.model,
+            prepared.label,
             prepared.name,
             "split" if reference.repaired else "keep",
             graphs.fp32.inputs[0],
             graphs.fp32.outputs[0],
         ),
         preprocessing=data.preprocessing,
-        labels=data.test.class_names or builtin.FASHION_MNIST_CLASSES,
+        labels=data.labels,
         target=Target(RUNTIMES, here.features),
         files=tuple(sorted(files.values(), key=lambda artifact: names[artifact.path].as_posix())),
         engines=tuple(engines),

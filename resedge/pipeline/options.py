@@ -76,15 +76,31 @@ class Measuring:
 
 
 @dataclass(frozen=True)
+class ImageOptions:
+    """What a user says of a model's images; None: what its record, or its library's, says.
+
+    `input_shape` is (3, height, width), `mean` and `std` fractions of full scale, red first, `resize` the
+    pixels of the shorter side that an image is scaled to before the middle is cut out.
+    """
+
+    input_shape: tuple[int, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    resize: int | None = None
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """The options of an export.
 
+    `model` is what `resedge.export.names.parse` reads; what a path among it names is run.
     `batchnorm` None: split for the built-in weights, keep for others'. `keep` and `thorough` are those of
     `resedge.pipeline.calibrating.Tuning`.
     """
 
     model: str = "notebook"
     weights: Path | None = None
+    images: ImageOptions = ImageOptions()
     batchnorm: Literal["keep", "split"] | None = None
     data: Path | None = None
     calibration_data: Path | None = None
@@ -141,7 +157,8 @@ class BenchOptions:
     """The options of a bench.
 
     `rounds` are shared between that many fresh `processes`. `self_check` also compares eager with itself.
-    `compare` is the document of an earlier one, `scenarios` what is measured besides.
+    `compare` is the document of an earlier one, `scenarios` what is measured besides. `model` names the code
+    again that a bundle's eager model is made by; nothing of a bundle alone has it run.
 
     Raises:
         UsageError: There are too few rounds.
@@ -156,6 +173,7 @@ class BenchOptions:
     self_check: bool = False
     compare: Path | None = None
     scenarios: Scenarios = Scenarios()
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 2:

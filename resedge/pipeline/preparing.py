@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from resedge import data as builtin
 from resedge.artifacts import Artifact, load
 from resedge.export.halfreport import HalfReport
 from resedge.pipeline import calibrating, fitting, halving, machine, preflighting, stages
 from resedge.pipeline.datasets import warn_of_labels
+from resedge.pipeline.modelling import Loaded
 from resedge.pipeline.options import ExportOptions
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.staging import Data, Done, Places, Site
@@ -29,9 +29,11 @@ _FITTED = {
 class Prepared:
     """The finished stages before any engine; `files` are those that belong into the bundle.
 
+    `label` is the model's name as bundles and reports have it.
     `preflights` has what TensorRT for RTX said of the graphs for TensorRT, by their places in the bundle.
     """
 
+    label: str
     reference: Done[stages.Reference]
     graphs: Done[stages.Graphs]
     answers: Done[stages.EagerAnswers]
@@ -72,19 +74,19 @@ class Prepared:
         return "eager, batchnorm split" if self.reference.value.repaired else "eager, as trained"
 
 
-def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machine) -> Prepared:
+def prepare(site: Site, data: Data, model: Loaded, options: ExportOptions, here: machine.Machine) -> Prepared:
     """Make the reference, the graphs, eager's answers, the calibration and the FP16 forms, looked at.
 
     Raises:
         InputRefused: The weights or the images are not what they must be.
     """
     say = site.reporter.stage
+    trained_here = model.named.kind == "notebook" and options.weights is None
     reference = stages.reference(
         site,
         data,
-        model=options.model,
-        weights=options.weights or builtin.NOTEBOOK_WEIGHTS,
-        batchnorm=options.batchnorm or ("keep" if options.weights else "split"),
+        model,
+        batchnorm=options.batchnorm or ("split" if trained_here else "keep"),
     )
     _say_reference(site.reporter, reference)
     graphs = stages.graphs(site, data, reference)
@@ -110,7 +112,7 @@ def prepare(site: Site, data: Data, options: ExportOptions, here: machine.Machin
         )
     halves = _halves(site, graphs.value, calibrated.value)
     looked_at = preflighting.preflights(site, [half.value for half in halves], options.batch_range)
-    return Prepared(reference, graphs, answers, calibrated, halves, looked_at)
+    return Prepared(model.about.label, reference, graphs, answers, calibrated, halves, looked_at)
 
 
 def _halves(

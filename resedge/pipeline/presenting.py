@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from resedge import data as builtin
 from resedge import files
 from resedge.artifacts import (
     Artifact,
@@ -64,7 +63,7 @@ def report(
     calibrated = prepared.calibrated.value
     sizes = judging.sizes({(engine.runtime, engine.precision): engine for engine in engines})
     command = export_command(options)
-    class_names = data.test.class_names or builtin.FASHION_MNIST_CLASSES
+    class_names = data.labels
     key = Key(
         "report",
         inputs={

@@ -21,8 +21,8 @@ from resedge.artifacts import (
     sha256_bytes,
     sha256_file,
 )
-from resedge.gate import read_safetensors
 from resedge.pipeline.halving import try_in_half
+from resedge.pipeline.modelling import Loaded
 from resedge.pipeline.running import eager_runtime, evaluate, tracked
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
@@ -71,10 +71,11 @@ class Gap:
 class Reference:
     """The eager model that every verdict is against.
 
-    `checkpoint` is the digest of the weights as they were given. `shared` has the call sites of each
-    BatchNorm that is called more than once in a forward pass; `trained` compares the modes of the model as
-    it was trained, `repaired` of the one with statistics of their own for each call site (`--batchnorm
-    split`). `gap` is that of the first BatchNorm that is called once. None: there is nothing to compare.
+    `checkpoint` is the digest of the weights as they were given, or of `weights` where none were. `shared`
+    has the call sites of each BatchNorm that is called more than once in a forward pass; `trained` compares
+    the modes of the model as it was trained, `repaired` of the one with statistics of their own for each call
+    site (`--batchnorm split`). `gap` is that of the first BatchNorm that is called once. None: there is
+    nothing to compare.
     """
 
     source: Artifact
@@ -87,24 +88,28 @@ class Reference:
 
 
 def reference(
-    site: Site, data: Data, *, model: str, weights: Path, batchnorm: Literal["keep", "split"]
+    site: Site, data: Data, model: Loaded, *, batchnorm: Literal["keep", "split"]
 ) -> Done[Reference]:
-    """Load the weights, look for shared BatchNorms, repair them if asked, and write reference/.
+    """Make the model, look for shared BatchNorms, repair them if asked, and write reference/.
 
     Raises:
-        InputRefused: The weights are not a safetensors file, or do not fit the model.
+        ResedgeError: The model cannot be made, or its weights do not fit.
     """
-    checkpoint = read_safetensors(weights)
-    digest = sha256_bytes(checkpoint)
+    about = model.about
+    origins = {"weights": about.checkpoint, "code": about.code, "file": about.code_sha256}
+    library = (model.named.kind,) if model.named.kind in ("torchvision", "timm") else ()
     key = Key(
         "reference",
-        inputs={"weights": digest, "calibration": data.calibration.sha256},
+        inputs={
+            **{name: digest for name, digest in origins.items() if digest},
+            "calibration": data.calibration.sha256,
+        },
         options={
-            "model": model,
+            "model": about.label,
             "batchnorm": batchnorm,
             "preprocessing": encode(data.preprocessing),
         },
-        versions=versions(*_WRITING_LIBRARIES),
+        versions=versions(*_WRITING_LIBRARIES, *library),
         machine=site.machine,
     )
 
@@ -112,8 +117,7 @@ def reference(
         from resedge.export import batchnorm as norms
         from resedge.export import sources
 
-        module = sources.instantiate(model).eval()
-        sources.load_weights(module, sources.parse_weights(checkpoint, str(weights)), str(weights))
+        module = sources.make(model.named, model.checkpoint).module
         batches = list(data.calibration.batches(BATCHNORM_BATCH, data.preprocessing))
         image = batches[0][:1]
         shared = norms.shared(norms.call_counts(module, image))
@@ -128,25 +132,20 @@ def reference(
             repaired = _modes(site, data, module, batches, "split")
         (folder / "reference").mkdir()
         source = sources.Source(
-            model,
+            about.label,
             "split" if splitting else "keep",
             tuple(sorted(shared.items())) if splitting else (),
-            image.shape[1:],
-            _classes(module, image),
-            checkpoint_sha256=digest,
+            about.input_shape,
+            about.classes,
+            about.checkpoint,
+            about.code_sha256,
         )
         tensors, described = sources.write_reference(module, source, folder / "reference")
         found = None if gap is None else Gap(gap.batchnorm, gap.shift, gap.spread)
+        digest = about.checkpoint or tensors.sha256
         return Reference(described, tensors, digest, dict(shared), trained, repaired, found)
 
     return run_stage(site, key, Reference, make)
-
-
-def _classes(module: Any, image: Float32Array) -> int:  # noqa: ANN401 - a torch module
-    import torch
-
-    with torch.inference_mode():
-        return int(module(torch.from_numpy(image)).shape[1])
 
 
 def _modes(
@@ -299,10 +298,13 @@ def _write_golden(
 
     best = np.sort(logits, axis=1)
     margin, found = best[:, -1] - best[:, -2], logits.argmax(axis=1)
-    each = -(-GOLDEN_IMAGES // logits.shape[1])
+    classes = logits.shape[1]
+    each = -(-GOLDEN_IMAGES // classes)
     by_margin = np.argsort(-margin, kind="stable")
-    surest = [by_margin[found[by_margin] == label][:each] for label in range(logits.shape[1])]
-    sure = np.sort(np.concatenate(surest))
+    surest = np.concatenate([by_margin[found[by_margin] == label][:each] for label in range(classes)])
+    if classes > GOLDEN_IMAGES:  # not every class can have one
+        surest = surest[np.argsort(-margin[surest], kind="stable")][:GOLDEN_IMAGES]
+    sure = np.sort(surest)
     chosen = data.tuning.select(sure.tolist())
     tensors = {
         "input": chosen.prepared(data.preprocessing),

@@ -24,6 +24,7 @@ from resedge.artifacts import (
     sha256_file,
     sha256_json,
 )
+from resedge.data import FASHION_MNIST_CLASSES
 from resedge.images import ImageSet
 from resedge.pipeline.reporting import Reporter
 from resedge.store import Key, Store
@@ -47,12 +48,13 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The three disjoint sets of images, and how an image becomes the model's input."""
+    """The three disjoint sets of images, how an image becomes the model's input, the names of its classes."""
 
     calibration: ImageSet
     tuning: ImageSet
     test: ImageSet
     preprocessing: Preprocessing
+    labels: tuple[str, ...] = FASHION_MNIST_CLASSES
 
 
 @dataclasses.dataclass(frozen=True)

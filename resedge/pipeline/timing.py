@@ -43,7 +43,8 @@ class Pace:
 class Job:
     """What is timed: eager in both memory formats, and engines, all at batch 1.
 
-    `self_check` adds a second instance of eager.
+    `self_check` adds a second instance of eager. `model` is what the user named again, where eager is made by
+    code: it is run.
     """
 
     source: Artifact
@@ -52,6 +53,7 @@ class Job:
     seed: int
     pace: Pace
     self_check: bool = False
+    model: str | None = None
 
 
 def arm_of(engine: Engine) -> str:
@@ -77,7 +79,7 @@ def time_here(
     from resedge.benchmarks.rounds import measure
 
     pace = job.pace
-    with opened(job, inputs) as arms:
+    with _named(job.model), opened(job, inputs) as arms:
         return measure(
             arms,
             EAGER,
@@ -89,6 +91,19 @@ def time_here(
             warm_seconds=pace.warm_seconds,
             stop=stop,
         )
+
+
+@contextmanager
+def _named(model: str | None) -> Iterator[None]:
+    """Let eager be made by what the user named; without a name, what was named before stays so."""
+    from resedge.export.names import parse
+    from resedge.export.sources import given
+
+    if model is None:
+        yield
+        return
+    with given(parse(model)):
+        yield
 
 
 @contextmanager

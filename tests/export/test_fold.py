@@ -161,6 +161,12 @@ FOLDABLE: dict[str, tuple[Callable[[], nn.Module], list[tuple[str, str]]]] = {
     "padding by name": (lambda: Chain(conv(padding="same"), nn.BatchNorm2d(6)), [("conv", "bn")]),
     "dilated": (lambda: Chain(conv(dilation=2, stride=2), nn.BatchNorm2d(6)), [("conv", "bn")]),
     "another eps": (lambda: Chain(conv(), nn.BatchNorm2d(6, eps=0.1)), [("conv", "bn")]),
+    "depthwise": (lambda: Chain(nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)), [("conv", "bn")]),
+    "transposed": (lambda: Chain(nn.ConvTranspose2d(3, 6, 3), nn.BatchNorm2d(6)), [("conv", "bn")]),
+    "transposed and grouped": (
+        lambda: Chain(nn.ConvTranspose2d(3, 6, 3, stride=2, groups=3, bias=False), nn.BatchNorm2d(6)),
+        [("conv", "bn")],
+    ),
     "conv twice": (ConvTwice, [("conv", "bn")]),
     "norm twice": (NormTwice, [("conv1", "bn"), ("conv2", "bn@1")]),
 }
@@ -244,10 +250,6 @@ def test_folding_by_hand_on_one_channel() -> None:
 REFUSED: dict[str, tuple[Callable[[], nn.Module], list[tuple[str, str]]]] = {
     "pre-activation": (PreActivation, [("bn1", "no conv"), ("bn2", "no conv")]),
     "two readers": (TwoReaders, [("bn", "two readers")]),
-    "transposed": (
-        lambda: Chain(nn.ConvTranspose2d(3, 6, 3), nn.BatchNorm2d(6)),
-        [("bn", "transposed")],
-    ),
     "batch statistics": (
         lambda: Chain(conv(), nn.BatchNorm2d(6, track_running_stats=False)),
         [("bn", "batch statistics")],

@@ -38,7 +38,7 @@ from resedge.artifacts import (
     sha256_file,
 )
 from resedge.errors import InputRefused, ResedgeError
-from resedge.export.sources import parse_weights
+from resedge.export.checkpoints import parse_safetensors
 from resedge.gate import check_onnx, read_safetensors
 from resedge.pipeline import recognising
 from resedge.pipeline.inspecting import inspect
@@ -68,7 +68,7 @@ def _safetensors(folder: Path) -> Kind:
         path.write_bytes(data)
         with contextlib.suppress(ResedgeError):  # it may be of another kind by now, or of none
             inspect(path)
-        parse_weights(read_safetensors(path), str(path))
+        parse_safetensors(read_safetensors(path), str(path))
 
     ones = np.ones((2, 3), np.float32)
     return Kind(

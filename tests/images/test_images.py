@@ -221,7 +221,7 @@ def test_images_of_other_sizes_are_refused_together(tmp_path: Path) -> None:
         False,
     ]
     assert refused.value.what.endswith(", ...")
-    assert refused.value.cure == "Resize the images to 2x3 first."
+    assert refused.value.cure == "Resize the images to 2x3 first, or export with --resize."
 
 
 def test_one_image_of_another_size_is_refused_alone(tmp_path: Path) -> None:
@@ -295,3 +295,36 @@ def test_the_working_folder_has_a_name_in_reports_and_errors(
     with pytest.raises(InputRefused) as refused:
         images.split(found, seed=0)
     assert refused.value.where == "."
+
+
+# --- scaling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "cover", "scaled"),
+    [((40, 60), (20, 20), (20, 30)), ((60, 40), (20, 20), (30, 20)), ((7, 5), (20, 20), (28, 20))],
+)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_image_is_scaled_until_it_covers_and_its_middle_is_taken(
+    given: tuple[int, int],
+    cover: tuple[int, int],
+    scaled: tuple[int, int],
+    interpolation: str,
+    tmp_path: Path,
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (*given, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    scaling = images.Scaling(cover, interpolation)  # type: ignore[arg-type]
+    frame = images.decode_file(tmp_path / "a.png", (16, 16), scaling)
+    whole = Image.fromarray(noise).resize(scaled[::-1], Image.Resampling[interpolation.upper()])
+    top, left = (scaled[0] - 16) // 2, (scaled[1] - 16) // 2
+    assert np.array_equal(frame, np.asarray(whole)[top : top + 16, left : left + 16])
+
+
+def test_a_folder_of_all_sizes_is_read_scaled_and_is_known_by_what_comes_out(tmp_path: Path) -> None:
+    for i, size in enumerate(((40, 60), (33, 21))):
+        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
+    found = images.read_folder(tmp_path, (16, 12), images.Scaling((20, 15)))
+    frames = found.decode([0, 1])
+    assert frames.shape == (2, 16, 12, 3)
+    assert found.digests == tuple(map(images.content_digest, frames))

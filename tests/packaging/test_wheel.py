@@ -21,7 +21,8 @@ DATA = (
 )
 # These are about torch modules themselves, and are imported by those alone who have torch.
 NEED_TORCH = {
-    f"resedge.export.{name}" for name in ("batchnorm", "fold", "halfrun", "notebook", "proof", "trace")
+    f"resedge.export.{name}"
+    for name in ("batchnorm", "cifar", "fold", "halfrun", "notebook", "proof", "trace")
 }
 COMMANDS = (
     "",

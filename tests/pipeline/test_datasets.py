@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from resedge.data import FASHION_MNIST_CLASSES
 from resedge.errors import InputRefused, UsageError
 from resedge.images import ImageSet
 from resedge.pipeline import datasets
+from resedge.pipeline.modelling import Model
 from resedge.pipeline.options import BenchOptions, ExportOptions
 from resedge.pipeline.reporting import Silent
 from resedge.protocols import Float32Array
@@ -229,8 +231,34 @@ def test_own_weights_on_builtin_images_are_warned_of(
         calibration_data=_folder(tmp_path / "calibration", NAMES) if calibrated else None,
         test_data=_folder(tmp_path / "test", NAMES, start=1) if tested else None,
     )
-    datasets.export_images(options, SMALL, heard)
+    as_builtin = replace(images.NOTEBOOK_PREPROCESSING, resize=(28, 28))
+    datasets.export_images(options, as_builtin, heard)
     assert heard.warnings == ([warning] if warning else [])
+
+
+@pytest.mark.parametrize(("takes", "classes"), [(SMALL, 10), (images.NOTEBOOK_PREPROCESSING, 7)])
+def test_builtin_images_are_refused_for_a_model_of_another_kind(takes: Preprocessing, classes: int) -> None:
+    with pytest.raises(UsageError, match=rf"images of {classes} classes; those that are built in are 28x28"):
+        datasets.export_images(ExportOptions(model="resnet-20"), takes, Silent(), classes)
+
+
+def _model(classes: int, label: str = "resnet-20") -> Model:
+    return Model(label, (3, 2, 3), classes, SMALL, None, None, None, (), ())
+
+
+def test_the_classes_of_a_model_are_the_folders_of_its_images_in_sorted_order(tmp_path: Path) -> None:
+    data = _folder(tmp_path / "data", ("10", "2", "1"), each=4)
+    heard = Heard()
+    found = datasets.export_data(ExportOptions(model="resnet-20", data=data), _model(3), heard)
+    assert found.labels == ("1", "10", "2")
+    assert f"the model's classes are the class folders of {data}, in sorted order" in heard.notes
+
+
+def test_classes_that_nobody_names_are_numbered(tmp_path: Path) -> None:
+    options = ExportOptions(model="resnet-20", data=_loose(tmp_path / "data", 12))
+    assert datasets.export_data(options, _model(3), Silent()).labels == ("0", "1", "2")
+    named = datasets.export_data(options, _model(10, "notebook"), Silent())
+    assert named.labels == FASHION_MNIST_CLASSES
 
 
 def test_the_builtin_model_on_builtin_images_is_not_warned_of() -> None:

@@ -1,0 +1,113 @@
+"""Models that are code, from export to bench: run where they are named, never because a bundle says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from resedge.errors import StaleArtifact, UsageError
+from resedge.pipeline.benching import bench
+from resedge.pipeline.exporting import Exported, export
+from resedge.pipeline.options import BenchOptions, ExportOptions, ImageOptions, Measuring, select
+
+CODE = """
+from torch import nn
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )
+"""
+QUICK = Measuring(max_drop=0.9, threads=1)
+ONE = select(["openvino:fp32"], [])
+IMAGES = ImageOptions(input_shape=(3, 10, 14), mean=(0.5,) * 3, std=(0.25,) * 3, resize=12)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Images of several sizes; the classes differ in their colour."""
+    noise = np.random.default_rng(4)
+    for label, name in enumerate(("ant", "bee", "cat")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(12):
+            image = noise.integers(0, 128, (16 + i, 24, 3), np.uint8)
+            image[..., label] += 100
+            Image.fromarray(image).save(tmp_path / "data" / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def exported(model: str, data: Path, out: Path, module: nn.Module | None = None) -> Exported:
+    options = ExportOptions(
+        model=model, images=IMAGES, data=data, selection=ONE, measuring=QUICK, out=out, thorough=False
+    )
+    return export(options, module=module)
+
+
+def test_a_file_goes_all_the_way_and_runs_only_where_it_is_named(
+    data: Path, tmp_path: Path, empty_home: Path
+) -> None:
+    file, out = tmp_path / "net.py", tmp_path / "net.resedge"
+    file.write_text(CODE)
+    model = f"{file}:make"
+    first = exported(model, data, out)
+    assert first.document["model"] == "net.py:make"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["labels"] == ["ant", "bee", "cat"]
+    assert manifest["preprocessing"] == {
+        **{"height": 10, "width": 14, "mean": [0.5] * 3, "std": [0.25] * 3, "channels": "RGB"},
+        **{"resize": [12, 17], "interpolation": "bilinear"},
+    }
+    assert str(tmp_path) not in (out / "reference" / "source.json").read_text()
+    assert exported(model, data, out).all_reused
+
+    asked = BenchOptions(out, _others(data), ONE, QUICK, rounds=2, processes=1)
+    with pytest.raises(UsageError, match="runs only where you name it"):
+        bench(asked)
+    named = replace(asked, model=model)
+    benched = bench(named)
+    assert benched.verdicts[0].accuracy is not None
+    assert benched.verdicts[0].accuracy.agreement == 1.0
+    assert benched.verdicts[0].latency is not None
+
+    file.write_text(CODE.replace("nn.ReLU()", "nn.Tanh()"))
+    with pytest.raises(StaleArtifact, match="is another file than the model was exported from"):
+        bench(named)
+    assert not exported(model, data, out).all_reused
+
+
+def _others(data: Path) -> Path:
+    """The same folder once more, its images brighter: none has served calibration."""
+    folder = data.with_name("others")
+    for path in sorted(data.rglob("*.png")):
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        brighter = np.asarray(Image.open(path)) + np.uint8(9)
+        Image.fromarray(brighter).save(folder / path.parent.name / path.name)
+    return folder
+
+
+def test_a_module_of_python_goes_in_as_it_is(data: Path, tmp_path: Path, empty_home: Path) -> None:
+    torch.manual_seed(3)
+    names: dict[str, object] = {}
+    exec(CODE, names)
+    make: Any = names["make"]
+    module: nn.Module = make()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    first = exported("notebook", data, tmp_path / "a.resedge", module)
+    assert first.document["model"] == "python:Sequential"
+    assert module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    verdict = first.verdicts[0]
+    assert verdict.accuracy is not None
+    assert verdict.accuracy.agreement == 1.0
+    with torch.no_grad():
+        module[5].bias += 1.0  # type: ignore[index]
+    assert not exported("notebook", data, tmp_path / "a.resedge", module).all_reused
