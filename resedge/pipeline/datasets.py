@@ -206,7 +206,7 @@ def _own(
             cure="Name the classes as the model's, or so that as many sort in their order.",
         )
     if not labels:
-        reporter.note(f"the model's classes are those of {path}, in sorted order")
+        reporter.note(f"the model's classes are the class folders of {path}, in sorted order")
         return found
     paired = [f"{name} = {label}" for name, label in zip(found.class_names, labels, strict=True)]
     pairs = ", ".join(paired[:_PAIRS_SHOWN]) + (", ..." if len(paired) > _PAIRS_SHOWN else "")
