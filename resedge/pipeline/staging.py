@@ -128,7 +128,7 @@ def versions(*distributions: str) -> dict[str, str]:
 def own_digest() -> str:
     """Return the digest of this package's source, so that no stage outlives the code that made it."""
     root = Path(resedge.__file__).parent
-    rooms = ["", "pipeline", "export", "calibration", "runtimes", "benchmarks"]
+    rooms = ["", "gate", "images", "pipeline", "export", "calibration", "runtimes", "benchmarks"]
     sources = {f"{room}/{p.name}": p for room in rooms for p in _room(root, room).glob("*.py")}
     return sha256_json({name: sha256_file(path) for name, path in sorted(sources.items())})[:16]
 
