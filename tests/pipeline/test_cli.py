@@ -103,7 +103,7 @@ class TestBadInput:
     def test_weights_that_do_not_fit_are_named(self, tmp_path: Path) -> None:
         path = weights(tmp_path, linear__bias=None, lineer__bias=np.zeros(10, np.float32))
         result = run("export", "--weights", path, "--out", tmp_path / "m.resedge")
-        refused(result, 5, "linear.bias is missing", "lineer.bias is unexpected")
+        refused(result, 5, "linear.bias (10) is missing", "lineer.bias (10) is unexpected")
         assert not (tmp_path / "m.resedge").exists()
 
     def test_weights_of_another_shape(self, tmp_path: Path) -> None:
