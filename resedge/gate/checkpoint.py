@@ -33,7 +33,7 @@ def check_checkpoint(path: Path) -> None:
                 raise InputRefused(
                     "is no checkpoint as torch writes it since version 1.6, or is damaged.",
                     where=where,
-                    cure="Load it where it was made, and save its state_dict with safetensors or torch.save.",
+                    cure="Load it where it was made, and save its state_dict: safetensors.torch.save_file.",
                 )
             if size > MAX_CHECKPOINT_BYTES:
                 raise InputRefused(f"has {size:,} bytes, more than {MAX_CHECKPOINT_BYTES:,}.", where=where)
