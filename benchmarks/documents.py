@@ -13,7 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from resedge.artifacts import JsonValue, Outcome, Relation, decode, encode
+from resedge import artifacts
+from resedge.artifacts import (
+    BestEager,
+    JsonValue,
+    Latency,
+    Outcome,
+    Percentile,
+    SelfCheck,
+    Stability,
+    decode,
+    encode,
+)
 from resedge.benchmarks.report import SCHEMA
 from resedge.errors import InputRefused
 
@@ -21,20 +32,8 @@ _DEFAULT_CONFIDENCE = 0.95  # of documents from before the budget stood in them:
 
 
 @dataclass(frozen=True)
-class Percentile:
-    """A percentile of all calls with its two-sided bounds, milliseconds."""
-
-    ms: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Distribution:
+class Distribution(artifacts.Distribution):
     """How many calls fell between one edge and the next, milliseconds."""
-
-    edges_ms: tuple[float, ...]
-    counts: tuple[int, ...]
 
     def __post_init__(self) -> None:
         """Refuse what is no histogram.
@@ -110,26 +109,10 @@ class AccuracyReport:
 
 
 @dataclass(frozen=True)
-class LatencyReport:
+class LatencyReport(Latency):
     """An engine's latency, as in docs/verdict.md."""
 
-    p50_ms: float
-    p50_ms_eager: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    speedup_best_eager: float
-    relation: Relation
-    rounds: int
-    calls_per_block: int
-    p90_ms: Percentile | None = None
-    p95_ms: Percentile | None = None
-    p99_ms: Percentile | None = None
-    p999_ms: Percentile | None = None
-    log_ratios: tuple[float, ...] = ()
-    processes: tuple[int, ...] = ()
     distribution: Distribution | None = None
-    rounds_needed: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a speed-up that is no ratio.
@@ -162,14 +145,6 @@ class EngineReport:
 
 
 @dataclass(frozen=True)
-class BestEager:
-    """Eager in its fastest memory format."""
-
-    memory_format: str
-    p50_ms: float
-
-
-@dataclass(frozen=True)
 class EagerReport:
     """Eager's own latency."""
 
@@ -180,25 +155,6 @@ class EagerReport:
     p999_ms: Percentile | None = None
     distribution: Distribution | None = None
     best: BestEager | None = None
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Whether the machine left the measurement in peace; the reasons if not."""
-
-    stable: bool
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """Eager against eager; an alarm says that the measurement finds differences where there are none."""
-
-    relation: Relation
-    ratio: float
-    low: float
-    high: float
-    alarm: bool
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from resedge.artifacts import Percentile
 from resedge.benchmarks.comparing import Changes, EngineChange
 from resedge.benchmarks.documents import (
     AccuracyReport,
@@ -13,7 +14,6 @@ from resedge.benchmarks.documents import (
     EagerReport,
     EngineReport,
     LatencyReport,
-    Percentile,
     WorstClass,
 )
 from resedge.benchmarks.evidence import Contest, Evidence, LayerCost

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from resedge import files, gate
 from resedge.artifacts import Artifact, parse_json, sha256_bytes, sha256_file
-from resedge.errors import BuildFailed, InputRefused, RuntimeUnavailable
+from resedge.errors import InputRefused, RuntimeUnavailable
 from resedge.pipeline.vouching import refusal_of_graph
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def _library_here(runtime_name: str, version: str) -> list[Line]:
     try:
         probe = runtime(runtime_name).probe()
     except RuntimeUnavailable as error:
-        return [("here", f"{error}")]
-    except BuildFailed as error:
-        return [("here", f"{error}")]
+        return [("here", str(error))]
     fits = probe.version == version or version.startswith(f"{probe.version}.")
     verdict = "the plan's version" if fits else "another version: run `resedge build` on this device"
     return [("here", f"{runtime_name} {probe.version} on {probe.device}, {verdict}")]
