@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 THUMBNAIL: Final = 64  # pixels of the longer side, at most
 
-Frame = npt.NDArray[np.uint8]  # (H, W, 3), RGB
+Frame = npt.NDArray[np.uint8]  # (H, W, 3), RGB, or (H, W, 4), RGBA
+
+_COLOUR_TYPES: Final = {3: 2, 4: 6}  # of PNG, by the number of channels
 
 
 def thumbnail(frame: Frame) -> Frame:
@@ -28,11 +30,11 @@ def thumbnail(frame: Frame) -> Frame:
 
 def png(frame: Frame) -> bytes:
     """Return a frame as PNG, each row as its differences from the row above (RFC 2083, filter 2)."""
-    height, width, _ = frame.shape
+    height, width, channels = frame.shape
     above = np.vstack([np.zeros_like(frame[:1]), frame[:-1]])
-    rows = (frame - above).reshape(height, width * 3)  # bytes, modulo 256
+    rows = (frame - above).reshape(height, width * channels)  # bytes, modulo 256
     filtered = np.hstack([np.full((height, 1), 2, np.uint8), rows])
-    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">2I5B", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -61,22 +61,41 @@ class TensorSpec:
     dtype: str
 
 
+Channels = Literal["RGB", "BGR", "L", "RGBA"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the model's input: (value / 255 - mean) / std, per channel, NCHW.
 
-    `mean` and `std` are fractions of full scale, in the order of `channels` ("RGB"). An image file is scaled,
-    its proportions kept, until it just covers `resize` (height, width), and the middle of `height` x `width`
-    is cut out of it; None: it must have that size.
+    `channels` are those of the model, in its order; "L" is grey, by the luma of ITU-R BT.601. `mean` and
+    `std` are fractions of full scale, one a channel in that order. An image file is scaled, its proportions
+    kept, until it just covers `resize` (height, width), and the middle of `height` x `width` is cut out of
+    it; None: it must have that size.
     """
 
     height: int
     width: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    channels: Literal["RGB"] = "RGB"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: Channels = "RGB"
     resize: tuple[int, int] | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != len(self.channels):
+                raise InputRefused(f"the {name} has {len(numbers)} numbers for the channels {self.channels}.")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """What the model takes: channels, height, width."""
+        return len(self.channels), self.height, self.width
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """What it is prepared from: height, width, and three channels (RGB), or four where alpha is one."""
+        return self.height, self.width, max(3, len(self.channels))
 
 
 @dataclasses.dataclass(frozen=True)

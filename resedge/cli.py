@@ -14,6 +14,7 @@ from resedge import __version__
 from resedge.errors import MachineFailure, ResedgeError, UsageError
 
 if TYPE_CHECKING:
+    from resedge.artifacts import Channels
     from resedge.pipeline.options import ImageOptions, Measuring
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -197,7 +198,17 @@ def _images(command: F) -> F:
             type=click.IntRange(1),
             help="Scale the shorter side of image files to so many pixels, and cut the middle out.",
         ),
-        click.option("--std", metavar="R,G,B", help="Their standard deviation; one number for all three."),
+        click.option(
+            "--value-range",
+            type=click.Choice(["1", "255"]),
+            help="The largest value of an image, in whose units --mean and --std are.  [default: 1]",
+        ),
+        click.option(
+            "--channels",
+            type=click.Choice(["RGB", "BGR", "L", "RGBA"]),
+            help="What the model takes, in its order; L is grey.  [default: by their number]",
+        ),
+        click.option("--std", metavar="R,G,B", help="Their standard deviation; one number for all channels."),
         click.option("--mean", metavar="R,G,B", help="What images were normalised with, of 0..1."),
         click.option("--input-shape", metavar="C,H,W", help="What the model takes, such as 3,224,224."),
     ):
@@ -286,6 +297,8 @@ def export(
     input_shape: str | None,
     mean: str | None,
     std: str | None,
+    channels: Channels | None,
+    value_range: str | None,
     resize: int | None,
     data: Path | None,
     calibration_data: Path | None,
@@ -315,8 +328,8 @@ def export(
       FILE.pt2               a program of torch.export. LOADING ONE CAN RUN CODE OF IT
 
     Nothing is downloaded: give --weights. How images are normalised is what --mean and --std say, else a TOML
-    file beside the weights (mine.toml for mine.safetensors: size, mean, std, resize, interpolation), else the
-    library's record, else values of 0..1.
+    file beside the weights (mine.toml for mine.safetensors: size, channels, mean, std, range, resize,
+    interpolation), else the library's record, else values of 0..1.
 
     \b
     Example:
@@ -329,7 +342,7 @@ def export(
     options = ExportOptions(
         model=model,
         weights=weights,
-        images=_images_of(input_shape, mean, std, resize),
+        images=_images_of(input_shape, mean, std, resize, channels, value_range),
         batchnorm=batchnorm,
         data=data,
         calibration_data=calibration_data,
@@ -436,13 +449,13 @@ def predict(bundle: Path, images: Sequence[Path], engine: str, top: int) -> int:
 
     import resedge
     from resedge.console import print_line
-    from resedge.images import decode_file, scaling_of
+    from resedge.images import decode_file, decoding_of
 
     with resedge.open(bundle, engine) as session:
         labels, takes = session.bundle.manifest.labels, session.bundle.manifest.preprocessing
-        size, scaling = (takes.height, takes.width), scaling_of(takes)
+        size, decoding = (takes.height, takes.width), decoding_of(takes)
         for path in images:
-            frame = decode_file(path, size, scaling)
+            frame = decode_file(path, size, decoding)
             probabilities = session.predict(frame[np.newaxis]).probabilities[0]
             best = np.argsort(-probabilities, kind="stable")[:top]
             classes = ", ".join(f"{labels[i]} {probabilities[i]:.1%}" for i in best)
@@ -613,32 +626,37 @@ def _listed(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _images_of(shape: str | None, mean: str | None, std: str | None, resize: int | None) -> ImageOptions:
+def _images_of(
+    shape: str | None,
+    mean: str | None,
+    std: str | None,
+    resize: int | None,
+    channels: Channels | None,
+    value_range: str | None,
+) -> ImageOptions:
     from resedge.pipeline.options import ImageOptions
-    from resedge.pipeline.recording import check_triple
 
     sides = _listed(shape or "")
     if shape is not None and (len(sides) != 3 or not all(side.isdigit() for side in sides)):
         raise UsageError(f"--input-shape is {shape!r}.", cure="Write C,H,W, such as 3,224,224.")
-    triples: dict[str, tuple[float, float, float] | None] = {"--mean": None, "--std": None}
-    for option, text in (("--mean", mean), ("--std", std)):
-        if text is not None:
-            triples[option] = _parse_triple(option, text)
-            check_triple(triples[option] or (), option)
     return ImageOptions(
-        tuple(int(side) for side in sides) if shape else None, triples["--mean"], triples["--std"], resize
+        input_shape=tuple(int(side) for side in sides) if shape else None,
+        mean=None if mean is None else _parse_numbers("--mean", mean),
+        std=None if std is None else _parse_numbers("--std", std),
+        resize=resize,
+        channels=channels,
+        value_range=255 if value_range == "255" else 1 if value_range else None,
     )
 
 
-def _parse_triple(option: str, text: str) -> tuple[float, float, float]:
+def _parse_numbers(option: str, text: str) -> tuple[float, ...]:
     try:
-        numbers = [float(part) for part in _listed(text)]
+        numbers = tuple(float(part) for part in _listed(text))
     except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3):
+        numbers = ()
+    if not numbers:
         raise UsageError(f"{option} is {text!r}.", cure="Write R,G,B, such as 0.485,0.456,0.406.")
-    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
-    return red, green, blue
+    return numbers
 
 
 def _parse_batch_range(text: str) -> tuple[int, int, int]:

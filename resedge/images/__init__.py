@@ -10,9 +10,9 @@ from resedge.images.arrays import builtin_test as builtin_test
 from resedge.images.arrays import read_idx as read_idx
 from resedge.images.arrays import read_npz as read_npz
 from resedge.images.decoding import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from resedge.images.decoding import Scaling as Scaling
+from resedge.images.decoding import Decoding as Decoding
 from resedge.images.decoding import decode_file as decode_file
-from resedge.images.decoding import scaling_of as scaling_of
+from resedge.images.decoding import decoding_of as decoding_of
 from resedge.images.listing import read_folder as read_folder
 from resedge.images.listing import read_list as read_list
 from resedge.images.preparing import NOTEBOOK_PREPROCESSING as NOTEBOOK_PREPROCESSING

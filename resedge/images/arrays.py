@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from resedge import data
 from resedge.errors import InputRefused
+from resedge.images.decoding import AS_IT_IS, Decoding
 from resedge.images.preparing import Frames
 from resedge.images.sets import ImageSet, content_digest
 
@@ -31,59 +32,65 @@ _DAMAGES: Final = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zi
 # --- the built-in set ----------------------------------------------------------------------------
 
 
-def builtin_test() -> ImageSet:
+def builtin_test(decoding: Decoding = AS_IT_IS) -> ImageSet:
     """The 10,000 test images of Fashion-MNIST, grey repeated to three channels."""
-    return _fashion_mnist("test")
+    return _fashion_mnist("test", decoding)
 
 
-def builtin_calibration() -> ImageSet:
+def builtin_calibration(decoding: Decoding = AS_IT_IS) -> ImageSet:
     """2,048 training images of Fashion-MNIST, disjoint from the test images."""
-    return _fashion_mnist("train2048")
+    return _fashion_mnist("train2048", decoding)
 
 
-def _fashion_mnist(part: str) -> ImageSet:
+def _fashion_mnist(part: str, decoding: Decoding) -> ImageSet:
     images, labels = (
         _read_idx(data.FOLDER / f"fashion-mnist-{part}-{name}-ubyte.xz")
         for name in ("images-idx3", "labels-idx1")
     )
     origin = f"built-in Fashion-MNIST ({part})"
-    return _set_of(images, labels, origin, class_names=data.FASHION_MNIST_CLASSES)
+    return _set_of(images, labels, origin, decoding, class_names=data.FASHION_MNIST_CLASSES)
 
 
 def _set_of(
     images: Frames,
     labels: npt.NDArray[Any] | None,
     origin: str,
+    decoding: Decoding,
     *,
     class_names: tuple[str, ...] = (),
     place: str = "",
 ) -> ImageSet:
-    """Return the set of images, (N, H, W) grey or (N, H, W, 1 or 3)."""
+    """Return the set of images, (N, H, W) grey or (N, H, W, 1, 3 or 4)."""
     frames = images[..., None] if images.ndim == 3 else images
     return ImageSet(
         origin=origin,
-        digests=tuple(content_digest(_rgb(frame)) for frame in frames),
+        digests=tuple(content_digest(_coloured(frame, decoding.alpha)) for frame in frames),
         labels=None if labels is None else labels.astype(np.int64),
-        decode=lambda indices: _rgb(frames[list(indices)]),
+        decode=lambda indices: _coloured(frames[list(indices)], decoding.alpha),
         class_names=class_names,
         place=place,
     )
 
 
-def _rgb(frames: Frames) -> Frames:
-    return np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames
+def _coloured(frames: Frames, alpha: bool) -> Frames:
+    """Return frames as RGB, or as RGBA, opaque where they have no alpha."""
+    coloured = np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames
+    if not alpha or coloured.shape[-1] == 4:
+        return coloured
+    return np.concatenate([coloured, np.full_like(coloured[..., :1], 255)], axis=-1)
 
 
 # --- the user's ----------------------------------------------------------------------------------
 
 
-def read_npz(file: Path, size: tuple[int, int]) -> ImageSet:
+def read_npz(file: Path, size: tuple[int, int], decoding: Decoding = AS_IT_IS) -> ImageSet:
     """Read `images` and, where there are any, `labels` from numpy's .npz; nothing pickled is loaded.
 
     Args:
-        file: `images` are uint8, (N, H, W) grey or (N, H, W, 3) RGB; `labels` N whole numbers, the model's
-            classes counted from 0.
+        file: `images` are uint8, (N, H, W) grey, (N, H, W, 3) RGB, or (N, H, W, 4) RGBA where alpha is
+            asked for; `labels` N whole numbers, the model's classes counted from 0.
         size: Height and width that the images must have, pixels.
+        decoding: Whether the model takes alpha; arrays are never scaled.
 
     Raises:
         InputRefused: Damaged, without `images`, or arrays of another form.
@@ -100,23 +107,25 @@ def read_npz(file: Path, size: tuple[int, int]) -> ImageSet:
             labels = _read_npy(archive, "labels.npy", where) if "labels.npy" in names else None
     except (*_DAMAGES, RuntimeError, NotImplementedError) as error:  # RuntimeError: a password is set
         raise _damaged(error, where) from error
-    return _checked(images, labels, file, size)
+    return _checked(images, labels, file, size, decoding)
 
 
-def read_idx(file: Path, size: tuple[int, int]) -> ImageSet:
+def read_idx(file: Path, size: tuple[int, int], decoding: Decoding = AS_IT_IS) -> ImageSet:
     """Read an idx file of images, as it is or packed as .gz or .xz, with the labels that lie beside it.
 
     Args:
-        file: Unsigned bytes, (N, H, W) grey or (N, H, W, 3) RGB. Its labels are in the file whose name has
+        file: Unsigned bytes, (N, H, W) grey, (N, H, W, 3) RGB, or (N, H, W, 4) RGBA where alpha is
+            asked for. Its labels are in the file whose name has
             "labels" for "images" and "idx1" for "idx3"; where there is none, the images are unlabelled.
         size: Height and width that the images must have, pixels.
+        decoding: Whether the model takes alpha; arrays are never scaled.
 
     Raises:
         InputRefused: Damaged, or arrays of another form.
     """
     beside = file.with_name(_name_of_labels(file.name))
     labels = _read_idx(beside) if beside.name != file.name and beside.is_file() else None
-    return _checked(_read_idx(file), labels, file, size)
+    return _checked(_read_idx(file), labels, file, size, decoding)
 
 
 def _name_of_labels(name: str) -> str:
@@ -185,16 +194,21 @@ def _damaged(error: Exception, where: str) -> InputRefused:
 
 
 def _checked(
-    images: npt.NDArray[Any], labels: npt.NDArray[Any] | None, file: Path, size: tuple[int, int]
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
+    file: Path,
+    size: tuple[int, int],
+    decoding: Decoding,
 ) -> ImageSet:
     """Return the set of a file's arrays, or refuse their form."""
     where = str(file)
-    grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
-    if images.dtype != np.uint8 or not grey_or_rgb or not len(images):
+    depths = (1, 3, 4) if decoding.alpha else (1, 3)
+    known = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in depths)
+    if images.dtype != np.uint8 or not known or not len(images):
         raise InputRefused(
             f"has images of the form {images.shape} {images.dtype}.",
             where=where,
-            cure="Save them as (N, H, W) or (N, H, W, 3) uint8.",
+            cure=f"Save them as (N, H, W) or (N, H, W, {depths[-1]}) uint8.",
         )
     if images.shape[1:3] != size:
         raise InputRefused(
@@ -205,4 +219,4 @@ def _checked(
         )
     if labels is not None and labels.shape != (len(images),):
         raise InputRefused(f"has {len(images)} images and labels of the form {labels.shape}.", where=where)
-    return _set_of(images, labels, file.name, place=where)
+    return _set_of(images, labels, file.name, decoding, place=where)

@@ -1,9 +1,10 @@
-"""One image file to RGB, through Pillow.
+"""One image file to RGB, through Pillow; to RGBA for a model that takes alpha.
 
-EXIF orientation is applied. Grey and black-and-white are repeated to three channels; a palette is looked up;
-alpha is dropped, and the colours under it stay, as torchvision's loader does, with which most models were
-trained. Other modes (CMYK, 16-bit grey, float) are refused. Pillow reads many formats, some by running other
-programs; only those of `IMAGE_SUFFIXES` are let through, whatever a file is called.
+EXIF orientation is applied. Grey and black-and-white are repeated to three channels; a palette is looked up.
+Alpha is dropped, and the colours under it stay, as torchvision's loader does, with which most models were
+trained; for a model that takes it, it stays, and an image without any is opaque. Other modes (CMYK, 16-bit
+grey, float) are refused. Pillow reads many formats, some by running other programs; only those of
+`IMAGE_SUFFIXES` are let through, whatever a file is called.
 """
 
 from __future__ import annotations
@@ -26,18 +27,24 @@ _MODES: Final = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """Until when an image is scaled, (height, width) that it just covers, and how."""
+class Decoding:
+    """How a file becomes a frame.
 
-    cover: tuple[int, int]
+    An image is scaled until it just covers `cover`, (height, width); None: it must have the model's size.
+    With `alpha` frames have four channels, RGBA.
+    """
+
+    cover: tuple[int, int] | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    alpha: bool = False
 
 
-def scaling_of(preprocessing: Preprocessing) -> Scaling | None:
-    """Return how image files come to the model's size; None: they must have it."""
-    if preprocessing.resize is None:
-        return None
-    return Scaling(preprocessing.resize, preprocessing.interpolation)
+AS_IT_IS: Final = Decoding()
+
+
+def decoding_of(preprocessing: Preprocessing) -> Decoding:
+    """Return how image files become the frames that a model's input is prepared from."""
+    return Decoding(preprocessing.resize, preprocessing.interpolation, preprocessing.channels == "RGBA")
 
 
 class OtherSize(InputRefused):
@@ -60,10 +67,10 @@ class NotDecodable(InputRefused):
         self.reason = reason
 
 
-def decode_file(path: Path, size: tuple[int, int] | None = None, scaling: Scaling | None = None) -> Frames:
-    """Decode one image file to (H, W, 3) uint8 RGB, by the rules of this module.
+def decode_file(path: Path, size: tuple[int, int] | None = None, decoding: Decoding = AS_IT_IS) -> Frames:
+    """Decode one image file to (H, W, 3) uint8 RGB, or (H, W, 4) RGBA, by the rules of this module.
 
-    With `scaling`, the middle of `size` is cut out of the scaled image; an image that has `size` to begin
+    Where it is scaled, the middle of `size` is cut out of the scaled image; an image that has `size` to begin
     with is scaled too.
 
     Raises:
@@ -78,12 +85,12 @@ def decode_file(path: Path, size: tuple[int, int] | None = None, scaling: Scalin
             warnings.simplefilter("error", image_module.DecompressionBombWarning)
             with image_module.open(path, formats=_FORMATS) as opened:
                 # By the header first: a large photograph then costs no decoding. Turning may swap the sides.
-                exact = size if scaling is None else None
+                exact = size if decoding.cover is None else None
                 if exact is not None and sorted(opened.size) != sorted(exact):
                     raise OtherSize(path, (opened.height, opened.width), exact)
-                image = _upright(opened, image_ops, path, exact)
-                if size is not None and scaling is not None:
-                    image = _scaled(image, size, scaling)
+                image = _upright(opened, image_ops, path, exact, decoding.alpha)
+                if size is not None and decoding.cover is not None:
+                    image = _scaled(image, size, decoding.cover, decoding.interpolation)
                 return np.asarray(image, np.uint8)
     except (
         OSError,
@@ -99,7 +106,13 @@ def decode_file(path: Path, size: tuple[int, int] | None = None, scaling: Scalin
         raise NotDecodable(path, " ".join(str(error).replace(f" {str(path)!r}", "").split())) from error
 
 
-def _upright(opened: Any, image_ops: Any, path: Path, size: tuple[int, int] | None) -> Any:  # noqa: ANN401
+def _upright(
+    opened: Any,  # noqa: ANN401 - Pillow's
+    image_ops: Any,  # noqa: ANN401
+    path: Path,
+    size: tuple[int, int] | None,
+    alpha: bool,
+) -> Any:  # noqa: ANN401
     """Return the image, Pillow's, as it is meant to be seen."""
     image = image_ops.exif_transpose(opened)
     if size is not None and (image.height, image.width) != size:
@@ -107,22 +120,29 @@ def _upright(opened: Any, image_ops: Any, path: Path, size: tuple[int, int] | No
     if image.mode not in _MODES:
         cure = "Convert it to RGB or 8-bit grey."
         raise InputRefused(f"has mode {image.mode}.", where=str(path), cure=cure)
+    if alpha:
+        return image.convert("RGBA")
     image.info.pop("transparency", None)  # a palette's alpha, of which Pillow warns
     return image.convert("RGB")
 
 
-def _scaled(image: Any, size: tuple[int, int], scaling: Scaling) -> Any:  # noqa: ANN401 - Pillow's
+def _scaled(
+    image: Any,  # noqa: ANN401 - Pillow's
+    size: tuple[int, int],
+    cover: tuple[int, int],
+    interpolation: Literal["bilinear", "bicubic"],
+) -> Any:  # noqa: ANN401
     """Scale an image until it just covers a rectangle, and cut the middle out.
 
     For squares that is what torchvision's Resize and CenterCrop do, to the pixel.
     """
     image_module, _ = _pillow()
-    (height, width), (tall, wide) = size, scaling.cover
+    (height, width), (tall, wide) = size, cover
     if tall * image.width >= wide * image.height:
         scaled = (int(tall * image.width / image.height), tall)
     else:
         scaled = (wide, int(wide * image.height / image.width))
-    image = image.resize(scaled, image_module.Resampling[scaling.interpolation.upper()])
+    image = image.resize(scaled, image_module.Resampling[interpolation.upper()])
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from resedge.artifacts import read_text
 from resedge.errors import InputRefused, StaleArtifact
-from resedge.images.decoding import IMAGE_SUFFIXES, NotDecodable, OtherSize, Scaling, decode_file
+from resedge.images.decoding import AS_IT_IS, IMAGE_SUFFIXES, Decoding, NotDecodable, OtherSize, decode_file
 from resedge.images.preparing import Frames
 from resedge.images.sets import ImageSet, Undecodable, content_digest
 from resedge.protocols import Int64Array
@@ -27,13 +27,13 @@ _LARGEST_LIST: Final = 1 << 28  # bytes
 _NAMED_AT_MOST = 3
 
 
-def read_folder(folder: Path, size: tuple[int, int], scaling: Scaling | None = None) -> ImageSet:
+def read_folder(folder: Path, size: tuple[int, int], decoding: Decoding = AS_IT_IS) -> ImageSet:
     """Read a tree of images: one subfolder a class (in sorted order), or images alone, unlabelled.
 
     Args:
         folder: Where the images are.
         size: Height and width that every image must have, pixels, once it is scaled.
-        scaling: How it is scaled before; None: not at all.
+        decoding: How a file becomes a frame.
 
     Raises:
         InputRefused: Missing, unreadable, not a folder, without images, classes and loose images mixed, an
@@ -43,14 +43,14 @@ def read_folder(folder: Path, size: tuple[int, int], scaling: Scaling | None = N
     with _readable(folder):
         loose, classes = _listed(folder)
     if loose:
-        return _set_of(folder, loose, None, (), size, scaling)
+        return _set_of(folder, loose, None, (), size, decoding)
     paths = [path for files in classes.values() for path in files]
     counts = [len(files) for files in classes.values()]
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    return _set_of(folder, paths, labels, tuple(classes), size, scaling)
+    return _set_of(folder, paths, labels, tuple(classes), size, decoding)
 
 
-def read_list(file: Path, size: tuple[int, int], scaling: Scaling | None = None) -> ImageSet:
+def read_list(file: Path, size: tuple[int, int], decoding: Decoding = AS_IT_IS) -> ImageSet:
     """Read the images that a list names, in its order.
 
     A line of a .txt is a path, a space and a label; a row of a .csv a path, or a path and a label, below a
@@ -60,7 +60,7 @@ def read_list(file: Path, size: tuple[int, int], scaling: Scaling | None = None)
     Args:
         file: The list, UTF-8.
         size: Height and width that every image must have, pixels, once it is scaled.
-        scaling: How it is scaled before; None: not at all.
+        decoding: How a file becomes a frame.
 
     Raises:
         InputRefused: The list is unreadable, empty or malformed (the line is named), a file is not there, or
@@ -73,13 +73,13 @@ def read_list(file: Path, size: tuple[int, int], scaling: Scaling | None = None)
     if len(written) not in (0, len(rows)):
         raise InputRefused("has labels for some images and not for others.", where=str(file))
     if not written:
-        return _set_of(file, paths, None, (), size, scaling)
+        return _set_of(file, paths, None, (), size, decoding)
     if all(label.isascii() and label.isdigit() and len(label) < 10 for label in written):
-        return _set_of(file, paths, np.array([int(label) for label in written], np.int64), (), size, scaling)
+        return _set_of(file, paths, np.array([int(label) for label in written], np.int64), (), size, decoding)
     names = sorted(set(written))
     position = {name: index for index, name in enumerate(names)}
     labels = np.array([position[label] for label in written], np.int64)
-    return _set_of(file, paths, labels, tuple(names), size, scaling)
+    return _set_of(file, paths, labels, tuple(names), size, decoding)
 
 
 def _rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -130,9 +130,9 @@ def _set_of(
     labels: Int64Array | None,
     class_names: tuple[str, ...],
     size: tuple[int, int],
-    scaling: Scaling | None,
+    decoding: Decoding,
 ) -> ImageSet:
-    found, undecodable = _digests(paths, size, scaling)
+    found, undecodable = _digests(paths, size, decoding)
     if not found:
         first = undecodable[0]
         raise InputRefused(
@@ -147,7 +147,7 @@ def _set_of(
         digests=digests,
         labels=None if labels is None else labels[list(found)],
         decode=lambda indices: np.stack(
-            [_decode_unchanged(kept[i], digests[i], size, scaling) for i in indices]
+            [_decode_unchanged(kept[i], digests[i], size, decoding) for i in indices]
         ),
         class_names=class_names,
         place=str(place),
@@ -197,7 +197,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _digests(
-    paths: Sequence[Path], size: tuple[int, int], scaling: Scaling | None
+    paths: Sequence[Path], size: tuple[int, int], decoding: Decoding
 ) -> tuple[dict[int, str], list[Undecodable]]:
     """Decode every file in turn: digests by position, and those that cannot be decoded.
 
@@ -209,7 +209,7 @@ def _digests(
     undecodable: list[Undecodable] = []
     for position, path in enumerate(paths):
         try:
-            digests[position] = content_digest(decode_file(path, size, scaling))
+            digests[position] = content_digest(decode_file(path, size, decoding))
         except OtherSize as error:
             others.append(error)
         except NotDecodable as error:
@@ -230,9 +230,9 @@ def _together(others: Sequence[OtherSize], images: int) -> InputRefused:
     return InputRefused(what, where=first.where, cure=first.cure)
 
 
-def _decode_unchanged(path: Path, digest: str, size: tuple[int, int], scaling: Scaling | None) -> Frames:
+def _decode_unchanged(path: Path, digest: str, size: tuple[int, int], decoding: Decoding) -> Frames:
     # Unscaled, a file that has another size by now is told by its digest, as any other that has changed.
-    frame = decode_file(path, size, scaling) if scaling else decode_file(path)
+    frame = decode_file(path, None if decoding.cover is None else size, decoding)
     if content_digest(frame) != digest:
         raise StaleArtifact(
             "has changed since it was listed.", where=str(path), cure="Leave the images alone and run again."

@@ -29,9 +29,9 @@ class ImageSet:
     """Images in a fixed order.
 
     `digests` has the `content_digest` of each image; `labels` is (N,) int64 class indices or None;
-    `decode` maps indices to frames, (n, H, W, 3) uint8 RGB. `origin` names the set in reports, `place` in
-    errors where it is the user's: as it was written. `undecodable` are files that would be among the images
-    and are not.
+    `decode` maps indices to frames, (n, H, W, 3) uint8 RGB, or (n, H, W, 4) RGBA. `origin` names the set in
+    reports, `place` in errors where it is the user's: as it was written. `undecodable` are files that would
+    be among the images and are not.
     """
 
     origin: str
@@ -62,16 +62,16 @@ class ImageSet:
         )
 
     def batches(self, size: int, preprocessing: Preprocessing) -> Iterator[Float32Array]:
-        """Yield the prepared images in order, (at most `size`, 3, H, W) float32."""
+        """Yield the prepared images in order, (at most `size`, C, H, W) float32."""
         for start in range(0, len(self), size):
             indices = range(start, min(start + size, len(self)))
             yield prepare(self.decode(indices), preprocessing)
 
     def prepared(self, preprocessing: Preprocessing) -> Float32Array:
-        """Return all images prepared, (N, 3, H, W) float32; for sets that fit in memory."""
+        """Return all images prepared, (N, C, H, W) float32; for sets that fit in memory."""
         return np.concatenate(list(self.batches(_DECODED_AT_ONCE, preprocessing)))
 
 
 def content_digest(frame: Frames) -> str:
-    """Return the SHA-256 of a decoded image, (H, W, 3) uint8: its shape (big-endian uint32), its bytes."""
+    """Return the SHA-256 of a frame, (H, W, 3 or 4) uint8: its shape (big-endian uint32), its bytes."""
     return hashlib.sha256(struct.pack(">3I", *frame.shape) + frame.tobytes()).hexdigest()

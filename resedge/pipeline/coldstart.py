@@ -89,7 +89,7 @@ def main() -> None:
     bundle, engine, threads = sys.argv[1:]
     with open_session(Path(bundle), engine, threads=int(threads)) as session:
         size = session.bundle.manifest.preprocessing
-        session.predict(np.zeros((1, size.height, size.width, 3), np.uint8))
+        session.predict(np.zeros((1, *size.frame_shape), np.uint8))
         answered = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     sys.stdout.write(json.dumps({"answered_ns": answered, "peak_mib": _peak_mib()}) + "\n")
 

@@ -89,10 +89,11 @@ def _apart(
         _demand_builtin(options.model, classes, preprocessing)
     builtin_names = options.model == "notebook" or not (chosen and tested)
     labels = builtin.FASHION_MNIST_CLASSES if builtin_names else ()
-    source = images.builtin_calibration()
+    decoding = images.decoding_of(preprocessing)
+    source = images.builtin_calibration(decoding)
     if chosen:
         source = _own(chosen, labels, classes, preprocessing, reporter)
-    test = _own(tested, labels, classes, preprocessing, reporter) if tested else images.builtin_test()
+    test = _own(tested, labels, classes, preprocessing, reporter) if tested else images.builtin_test(decoding)
     unnamed = [use for use, folder in (("calibration", chosen), ("test", tested)) if folder is None]
     if options.weights is not None and unnamed:
         verb = "use" if len(unnamed) > 1 else "uses"
@@ -137,7 +138,7 @@ def bench_images(bundle: Bundle, options: BenchOptions, reporter: Reporter) -> I
         labels = manifest.labels
         test = _own(options.test_data, labels, len(labels), manifest.preprocessing, reporter)
     else:
-        test = images.builtin_test()
+        test = images.builtin_test(images.decoding_of(manifest.preprocessing))
         if manifest.parents.get("test_images") != test.sha256:
             raise UsageError(
                 "this bundle was not made from the built-in images.",
@@ -188,7 +189,7 @@ def _own(
             names: the order would then name wrong ones.
     """
     size = (preprocessing.height, preprocessing.width)
-    found = images.read(path, size, images.scaling_of(preprocessing))
+    found = images.read(path, size, images.decoding_of(preprocessing))
     _say_undecodable(found, reporter)
     if found.labels is None:
         return found

@@ -105,7 +105,7 @@ def _described(
     own_shape = sources.own_shape(made.module) if named.kind == "program" else None
     images = recorded(named, options.images, file, own_shape)
     size = images.preprocessing
-    shape = (3, size.height, size.width)
+    shape = size.input_shape
     classes = _classes(made.module, shape, named.label)
     untrained = checkpoint is None and not named.runs_code
     return Model(

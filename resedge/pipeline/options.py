@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from resedge.artifacts import Channels
 from resedge.errors import UsageError
 from resedge.protocols import PRECISIONS
 
@@ -79,14 +80,17 @@ class Measuring:
 class ImageOptions:
     """What a user says of a model's images; None: what its record, or its library's, says.
 
-    `input_shape` is (3, height, width), `mean` and `std` fractions of full scale, red first, `resize` the
-    pixels of the shorter side that an image is scaled to before the middle is cut out.
+    `input_shape` is (channels, height, width). `mean` and `std` are a number for all channels or one for
+    each, in the model's order; with `value_range` 255 they are of values 0 to 255, else of 0 to 1. `resize`
+    is the pixels of the shorter side that an image is scaled to before the middle is cut out.
     """
 
     input_shape: tuple[int, ...] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     resize: int | None = None
+    channels: Channels | None = None
+    value_range: Literal[1, 255] | None = None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Session:
         self._stack = stack
 
     def predict(self, frames: images.Frames) -> Predictions:
-        """Classify frames, (N, H, W, 3) uint8 RGB of the model's size.
+        """Classify frames of the model's size, (N, H, W, 3) uint8 RGB, or RGBA where it takes alpha.
 
         Raises:
             InputRefused: Another shape or dtype.

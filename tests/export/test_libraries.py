@@ -82,7 +82,7 @@ def test_an_image_is_prepared_as_torchvision_does_it(tmp_path: Path) -> None:
     for size in ((300, 500), (257, 232), (100, 90)):
         noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / "a.png")
-        scaling = images.Scaling((record.shorter, record.shorter), record.interpolation)
+        scaling = images.Decoding((record.shorter, record.shorter), record.interpolation)
         frame = images.decode_file(tmp_path / "a.png", record.size, scaling)
         takes = Preprocessing(*record.size, record.mean, record.std)
         theirs = transforms(Image.open(tmp_path / "a.png"))[None].numpy()

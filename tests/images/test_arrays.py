@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from resedge.errors import InputRefused
-from resedge.images import builtin_test, content_digest, read, read_idx, read_npz
+from resedge.images import Decoding, builtin_test, content_digest, read, read_idx, read_npz
 
 SIZE = (2, 3)
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
@@ -34,6 +34,18 @@ def test_npz_has_images_and_labels(tmp_path: Path, images: np.ndarray[Any, Any])
     expected = COLOURED if images.shape == COLOURED.shape else np.repeat(GREY[..., None], 3, axis=-1)
     np.testing.assert_array_equal(frames, expected)
     assert found.digests == tuple(content_digest(frame) for frame in frames)
+
+
+def test_arrays_have_alpha_where_the_model_takes_it(tmp_path: Path) -> None:
+    alpha = np.concatenate([COLOURED, COLOURED[..., :1] // 2], axis=-1)
+    np.savez(tmp_path / "a.npz", images=alpha)
+    np.savez(tmp_path / "opaque.npz", images=COLOURED)
+    asked = Decoding(alpha=True)
+    np.testing.assert_array_equal(read(tmp_path / "a.npz", SIZE, asked).decode([0, 1, 2, 3]), alpha)
+    assert (read(tmp_path / "opaque.npz", SIZE, asked).decode([2])[..., 3] == 255).all()
+    with pytest.raises(InputRefused, match=r"form \(4, 2, 3, 4\) uint8"):
+        read(tmp_path / "a.npz", SIZE)
+    assert builtin_test(asked).decode([5]).shape == (1, 28, 28, 4)
 
 
 def test_npz_without_labels_is_unlabelled(tmp_path: Path) -> None:

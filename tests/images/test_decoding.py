@@ -10,7 +10,7 @@ from PIL import Image
 
 from resedge.errors import InputRefused
 from resedge.images import decode_file
-from resedge.images.decoding import NotDecodable
+from resedge.images.decoding import Decoding, NotDecodable
 
 
 def _palette(*, transparent: bool = False) -> Image.Image:
@@ -39,6 +39,24 @@ def test_grey_palette_and_alpha_become_rgb(
     path = tmp_path / f"picture{suffix}"
     picture.save(path)
     assert (decode_file(path, (2, 3)) == np.array(colour, np.uint8)).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "colour"),
+    [
+        (Image.new("RGBA", (3, 2), (10, 20, 30, 40)), (10, 20, 30, 40)),
+        (Image.new("LA", (3, 2), (7, 40)), (7, 7, 7, 40)),
+        (Image.new("RGB", (3, 2), (10, 20, 30)), (10, 20, 30, 255)),
+        (_palette(transparent=True), (10, 20, 30, 0)),
+        (_palette(), (10, 20, 30, 255)),
+    ],
+)
+def test_a_model_that_takes_alpha_gets_it_and_pictures_without_are_opaque(
+    tmp_path: Path, picture: Image.Image, colour: tuple[int, int, int, int]
+) -> None:
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    assert (decode_file(path, (2, 3), Decoding(alpha=True)) == np.array(colour, np.uint8)).all()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,34 @@ def test_preparing_scales_and_moves_channels_first() -> None:
     assert prepared.dtype == np.float32
     assert prepared.flags.c_contiguous
     np.testing.assert_allclose(prepared[0, :, 1, 2], [1.0, -1.0, 0.2], rtol=1e-6)
+
+
+def test_blue_comes_first_where_the_model_takes_it_so() -> None:
+    frame = np.array([[[[10, 20, 30]] * 3] * 2], np.uint8)
+    bgr = replace(SMALL, channels="BGR", mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    np.testing.assert_allclose(images.prepare(frame, bgr)[0, :, 0, 0], [30, 20, 10], rtol=1e-6)
+
+
+def test_grey_is_what_pillow_makes_of_every_colour() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    grey = Preprocessing(64, 64, (0.0,), (1 / 255,), channels="L")
+    prepared = images.prepare(colours[np.newaxis], grey)
+    assert prepared.shape == (1, 1, 64, 64)
+    expected = np.asarray(Image.fromarray(colours).convert("L"))
+    np.testing.assert_allclose(prepared[0, 0], expected, rtol=1e-6)
+
+
+def test_alpha_is_a_channel_as_any() -> None:
+    frame = np.array([[[[10, 20, 30, 40]] * 3] * 2], np.uint8)
+    rgba = Preprocessing(2, 3, (0.0,) * 4, (1 / 255,) * 4, channels="RGBA")
+    np.testing.assert_allclose(images.prepare(frame, rgba)[0, :, 0, 0], [10, 20, 30, 40], rtol=1e-6)
+    with pytest.raises(InputRefused, match=r"the model takes \(N, 2, 3, 4\) uint8"):
+        images.prepare(frame[..., :3], rgba)
+
+
+def test_means_that_do_not_fit_the_channels_are_refused() -> None:
+    with pytest.raises(InputRefused, match="the mean has 3 numbers for the channels L"):
+        Preprocessing(2, 3, (0.5,) * 3, (0.5,), channels="L")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +343,7 @@ def test_an_image_is_scaled_until_it_covers_and_its_middle_is_taken(
 ) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (*given, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    scaling = images.Scaling(cover, interpolation)  # type: ignore[arg-type]
+    scaling = images.Decoding(cover, interpolation)  # type: ignore[arg-type]
     frame = images.decode_file(tmp_path / "a.png", (16, 16), scaling)
     whole = Image.fromarray(noise).resize(scaled[::-1], Image.Resampling[interpolation.upper()])
     top, left = (scaled[0] - 16) // 2, (scaled[1] - 16) // 2
@@ -324,7 +353,7 @@ def test_an_image_is_scaled_until_it_covers_and_its_middle_is_taken(
 def test_a_folder_of_all_sizes_is_read_scaled_and_is_known_by_what_comes_out(tmp_path: Path) -> None:
     for i, size in enumerate(((40, 60), (33, 21))):
         Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
-    found = images.read_folder(tmp_path, (16, 12), images.Scaling((20, 15)))
+    found = images.read_folder(tmp_path, (16, 12), images.Decoding((20, 15)))
     frames = found.decode([0, 1])
     assert frames.shape == (2, 16, 12, 3)
     assert found.digests == tuple(map(images.content_digest, frames))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+import resedge
+from resedge import images
 from resedge.errors import StaleArtifact, UsageError
 from resedge.pipeline.benching import bench
 from resedge.pipeline.exporting import Exported, export
@@ -111,3 +113,40 @@ def test_a_module_of_python_goes_in_as_it_is(data: Path, tmp_path: Path, empty_h
     with torch.no_grad():
         module[5].bias += 1.0  # type: ignore[index]
     assert not exported("notebook", data, tmp_path / "a.resedge", module).all_reused
+
+
+@pytest.mark.parametrize(("channels", "depth"), [("L", 1), ("BGR", 3), ("RGBA", 4)])
+def test_models_of_other_channels_see_the_same_pictures(
+    channels: Literal["L", "BGR", "RGBA"], depth: int, data: Path, tmp_path: Path, empty_home: Path
+) -> None:
+    torch.manual_seed(5)
+    module = nn.Sequential(
+        nn.Conv2d(depth, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    ).eval()
+    options = ExportOptions(
+        images=ImageOptions((depth, 10, 14), resize=12, channels=channels, value_range=255),
+        data=data,
+        selection=select(["onnxruntime:int8", "openvino:fp32"], []),
+        measuring=QUICK,
+        out=tmp_path / "a.resedge",
+        thorough=False,
+    )
+    found = export(options, module=module)
+    assert [verdict.accuracy is not None for verdict in found.verdicts] == [True, True]
+    taken = found.published.bundle.manifest.preprocessing
+    frames = images.read(data, (10, 14), images.decoding_of(taken)).decode([0, 1])
+    assert frames.shape[-1] == max(3, depth)
+    raw = {"L": frames, "BGR": frames[..., ::-1], "RGBA": frames}[channels].astype(np.float32)
+    if channels == "L":
+        raw = np.stack([np.asarray(Image.fromarray(frame).convert("L"), np.float32) for frame in frames])[
+            ..., None
+        ]
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(raw.transpose(0, 3, 1, 2).copy())).numpy()
+    with resedge.open(tmp_path / "a.resedge", "openvino:fp32") as session:
+        np.testing.assert_allclose(session.predict(frames).logits, expected, rtol=1e-4, atol=1e-3)

@@ -77,6 +77,40 @@ def test_a_library_says_nothing_of_how_images_come_to_another_size(monkeypatch: 
     assert recorded(parse("timm:resnet18"), asked, None).preprocessing.resize == (80, 120)
 
 
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        (ImageOptions(input_shape=(1, 28, 28)), "L"),
+        (ImageOptions(input_shape=(3, 28, 28)), "RGB"),
+        (ImageOptions(input_shape=(4, 28, 28)), "RGBA"),
+        (ImageOptions(input_shape=(3, 28, 28), channels="BGR"), "BGR"),
+        (ImageOptions(channels="L"), "L"),
+    ],
+)
+def test_channels_are_those_that_are_said_or_go_by_their_number(options: ImageOptions, channels: str) -> None:
+    found = recorded(RESNET, options, None).preprocessing
+    assert found.channels == channels
+    assert found.mean == (0.0,) * len(channels)
+
+
+def test_numbers_of_values_to_255_become_fractions(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'channels = "BGR"\nrange = 255\nmean = [102, 51, 25.5]')
+    found = recorded(RESNET, ImageOptions(), file)
+    assert found.preprocessing.channels == "BGR"
+    assert found.preprocessing.mean == (0.4, 0.2, 0.1)
+    assert found.preprocessing.std == (1 / 255,) * 3
+    assert found.warning == ""
+
+
+def test_a_record_of_other_channels_is_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "library_record", lambda _: IMAGENET)
+    named, bgr = parse("timm:resnet18"), ImageOptions(channels="BGR")
+    with pytest.raises(UsageError, match="mean on record is for RGB, and the model takes BGR"):
+        recorded(named, bgr, None)
+    full = ImageOptions(channels="BGR", value_range=255)
+    assert recorded(named, full, None).preprocessing.std == (1 / 255,) * 3
+
+
 def test_code_must_be_told_its_size_and_a_program_knows_it() -> None:
     with pytest.raises(UsageError, match=r"^--input-shape: net.py:make does not say"):
         recorded(CODE, ImageOptions(), None)
@@ -87,11 +121,17 @@ def test_code_must_be_told_its_size_and_a_program_knows_it() -> None:
     ("options", "error", "reason"),
     [
         (
-            ImageOptions(input_shape=(1, 28, 28)),
+            ImageOptions(input_shape=(2, 28, 28)),
             InputRefused,
-            "takes 1 channels, and images are decoded to 3",
+            "takes 2 channels, and an image file has",
         ),
-        (ImageOptions(input_shape=(4, 28, 28)), InputRefused, "takes 4 channels"),
+        (ImageOptions(input_shape=(1, 28, 28), channels="RGB"), UsageError, "1 channels, and RGB are 3"),
+        (
+            ImageOptions(channels="RGBA", mean=(0.5,) * 3),
+            InputRefused,
+            "^--mean: has 3 numbers, .* RGBA",
+        ),
+        (ImageOptions(std=(0.0,)), InputRefused, "^--std: is 0, 0, 0, which is not possible"),
         (ImageOptions(input_shape=(3, 0, 28)), UsageError, "no shape of an image"),
         (ImageOptions(input_shape=(28, 28)), UsageError, "no shape of an image"),
         (ImageOptions(resize=20), UsageError, "less than the model takes"),
@@ -107,9 +147,12 @@ def test_impossible_options_are_refused(options: ImageOptions, error: type[Excep
     [
         ("mean = ", "is no TOML"),
         ("means = 0.5", "unknown key 'means'"),
-        ('channels = "BGR"', "unknown key 'channels'.*Images are RGB"),
-        ("mean = [0.5, 0.5]", "expected a number or three"),
-        ("mean = true", "expected a number or three"),
+        ('channels = "CMYK"', "expected RGB, BGR, L, RGBA"),
+        ("range = 256", "expected 1 or 255"),
+        ("range = true", "expected 1 or 255"),
+        ("mean = [0.5, 0.5]", "mine.toml: mean: has 2 numbers, and the model takes RGB"),
+        ("mean = []", "expected a number or one a channel"),
+        ("mean = true", "expected a number or one a channel"),
         ("std = 0.0", "which is not possible"),
         ("mean = nan", "which is not possible"),
         ("std = inf", "which is not possible"),
