@@ -189,13 +189,22 @@ def _plain_reshape(node: ir.Node) -> None:
 
 
 def _plain_global_pool(node: ir.Node) -> None:
-    """Put a GlobalAveragePool for a mean over both axes of an image that keeps them."""
-    axes = _constant(node, 1)
-    if node.op_type != "ReduceMean" or axes is None or len(_sizes(node.inputs[0])) != 4:
+    """Put a GlobalAveragePool for a mean over both axes of an image, and where it drops them a Flatten."""
+    import onnx_ir as ir
+
+    if node.op_type != "ReduceMean":
         return
-    keeps = node.attributes.get_int("keepdims", 1) == 1
-    if keeps and sorted(int(axis) % 4 for axis in axes.numpy()) == [2, 3]:
+    axes, sizes = _constant(node, 1), _sizes(node.inputs[0])
+    if axes is None or len(sizes) != 4 or sorted(int(axis) % 4 for axis in axes.numpy()) != [2, 3]:
+        return
+    if node.attributes.get_int("keepdims", 1) == 1:
         _replace(node, "GlobalAveragePool", [node.inputs[0]], {})
+        return
+    pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}_pool")
+    pool.metadata_props.update(node.metadata_props)
+    pool.outputs[0].shape, pool.outputs[0].type = ir.Shape((*sizes[:2], 1, 1)), node.outputs[0].type
+    _graph(node).insert_before(node, pool)
+    _replace(node, "Flatten", [pool.outputs[0]], {"axis": 1})
 
 
 def _replace(old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, Any]) -> None:

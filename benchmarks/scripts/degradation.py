@@ -4,10 +4,10 @@
         --picture docs/degradation.svg
 
 Why residual networks exist (He et al., arXiv:1512.03385, section 4.2 and figure 6): a plain network of 56
-layers has a higher training error than one of 20, which is no overfitting, and shortcuts cure it. The networks
-are resedge's `plain-N` and `resnet-N`, on Fashion-MNIST, all with the same seed, images, order and schedule.
-Training error is that of the epoch's own batches, as in the paper's figure; each epoch ends with the error on
-test images.
+layers has a higher training error than one of 20, which is no overfitting, and shortcuts cure it. The
+networks are resedge's `plain-N` and `resnet-N`, on Fashion-MNIST, all with the same seed, images, order and
+schedule. Training error is that of the epoch's own batches, as in the paper's figure; each epoch ends with
+the error on test images.
 
 The file is written after each network, and a run that is started again goes on with those that it lacks.
 The picture needs matplotlib.

@@ -184,3 +184,28 @@ def test_an_operator_that_onnx_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"the traced graph: has no ONNX form: .*i1"):
         write_onnx(trace(Unknown(), (4,)).graph, (4,), tmp_path / "u.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+class MeanHead(nn.Module):
+    """Pools by a mean over height and width, as many networks write it."""
+
+    def __init__(self, keepdim: bool) -> None:
+        super().__init__()
+        self.conv, self.fc, self.keepdim = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.conv(x).mean((-1, 2), keepdim=self.keepdim)
+        out: Tensor = self.fc(pooled.flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_a_mean_over_the_image_is_a_global_pool(keepdim: bool, tmp_path: Path) -> None:
+    module = MeanHead(keepdim).eval()
+    write_onnx(trace(module, (3, 8, 6)).graph, (3, 8, 6), tmp_path / "a.onnx")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
+    assert kinds == ["Conv", "GlobalAveragePool", "Flatten", "Gemm"]
+    images = np.random.default_rng(0).normal(size=(2, 3, 8, 6)).astype(np.float32)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(run(tmp_path / "a.onnx", images), expected, rtol=1e-5, atol=1e-6)
