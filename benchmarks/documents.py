@@ -129,7 +129,7 @@ class LatencyReport(Latency):
 
 @dataclass(frozen=True)
 class EngineReport:
-    """One engine of a document."""
+    """One engine of a document; `scenarios` are what was measured of it besides, by name."""
 
     runtime: str
     precision: str
@@ -137,6 +137,7 @@ class EngineReport:
     reasons: tuple[str, ...] = ()
     accuracy: AccuracyReport | None = None
     latency: LatencyReport | None = None
+    scenarios: Mapping[str, JsonValue] | None = None
 
     @property
     def key(self) -> tuple[str, str]:

@@ -41,6 +41,10 @@ def _blocks(document: BenchDocument, evidence: Evidence, changes: Changes | None
     ]
     if reasons:
         yield "\n".join(reasons)
+    besides = tables.scenarios(document)
+    if besides.rows:
+        yield "#### Measured besides"
+        yield from _table(besides)
     if changes:
         yield "#### What changed"
         if changes.engines:

@@ -73,6 +73,8 @@ def _sections(document: BenchDocument, evidence: Evidence, changes: Changes | No
     if document.measured:
         yield _Section("accuracy", "Accuracy against speed", tuple(_accuracy(document, evidence)))
         yield _Section("latency", "Latency", tuple(_latency(document)))
+    besides = tables.scenarios(document)
+    yield _Section("scenarios", "Measured besides", (_table(besides),) if besides.rows else ())
     if evidence.layers:
         drawn = _scrolled(plots.layer_bars(evidence.layers), "Sensitivity by layer, figure")
         content = (element("figure", drawn), _table(tables.layers(evidence.layers)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from resedge.artifacts import Relation
+from collections.abc import Mapping
+
+from resedge.artifacts import JsonValue, Relation
 from resedge.benchmarks.comparing import Changes
 from resedge.benchmarks.documents import AccuracyReport, BenchDocument, EngineReport, LatencyReport
 from resedge.benchmarks.formats import engine_name, interval, percent, short
@@ -89,6 +91,31 @@ def differences(changes: Changes) -> tuple[str, ...]:
     gone = f"only in the older run: {', '.join(changes.only_before)}" if changes.only_before else ""
     new = f"only in this run: {', '.join(changes.only_now)}" if changes.only_now else ""
     return tuple(text for text in (*changes.warnings, gone, new) if text)
+
+
+def scenario_sentence(scenario: str, value: JsonValue) -> str:
+    """Return the figures of a scenario in a line; they are those of docs/verdict.md."""
+    assert isinstance(value, Mapping)
+    if scenario == "end-to-end":
+        return (
+            f"frame in, class out: {value['p50_ms']:.3f} ms, of which preprocessing {value['prepare_ms']:.3f}"
+        )
+    if scenario == "cold-start":
+        return (
+            f"from the start of a process to the first answer {value['first_answer_ms']:.0f} ms "
+            f"({value['fastest_ms']:.0f} to {value['slowest_ms']:.0f}), peak {value['peak_mib']:.0f} MiB"
+        )
+    if scenario == "camera":
+        tail = f", p99 {value['p99_ms']:.2f}" if value["p99_ms"] is not None else ""
+        return (
+            f"{value['frames']} frames at {value['rate']:g} Hz: p50 {value['p50_ms']:.2f} ms{tail}, "
+            f"longest {value['longest_ms']:.2f}, {value['late']} late"
+        )
+    faults = value["faults"]
+    assert isinstance(faults, (list, tuple))
+    valid = "VALID" if value["valid"] else f"NOT VALID: {', '.join(map(str, faults))}"
+    tail = f", p50 {value['p50_ms']:.3f} ms" if value["p50_ms"] is not None else ""
+    return f"LoadGen {value['name']}: {value['samples_per_second']:.1f} images a second{tail}, {valid}"
 
 
 def _speed(latency: LatencyReport, confidence: float) -> str:

@@ -18,6 +18,7 @@ from resedge.benchmarks.documents import (
 )
 from resedge.benchmarks.evidence import Contest, Evidence, LayerCost
 from resedge.benchmarks.formats import change, engine_name, interval, percent, short, signed_percent
+from resedge.benchmarks.sentences import scenario_sentence
 
 UNKNOWN = "-"
 _PERCENTILES = (("p90_ms", "p90"), ("p95_ms", "p95"), ("p99_ms", "p99"), ("p999_ms", "p99.9"))
@@ -109,6 +110,19 @@ def timed(document: BenchDocument) -> list[tuple[str, EagerReport | LatencyRepor
     """Return eager, where its times are there, and every engine that was timed, by name."""
     eager = [("eager", document.eager)] if document.eager else []
     return [*eager, *((engine_name(*e.key), e.latency) for e in document.engines if e.latency)]
+
+
+def scenarios(document: BenchDocument) -> Table:
+    """Return what was measured of each engine besides its verdict."""
+    return Table(
+        "Each engine alone; none of this decides a verdict, but for a run of LoadGen that is not valid",
+        (Column("engine", figures=False), Column("scenario", figures=False), Column("found", figures=False)),
+        tuple(
+            (engine_name(*engine.key), name, scenario_sentence(name, value))
+            for engine in document.engines
+            for name, value in (engine.scenarios or {}).items()
+        ),
+    )
 
 
 def layers(costs: Sequence[LayerCost]) -> Table:

@@ -66,6 +66,8 @@ def run(
     Raises:
         RuntimeUnavailable: LoadGen is not installed, or an engine cannot be opened.
     """
+    from resedge.benchmarks.sentences import scenario_sentence
+
     found: dict[EngineName, Found] = {name: {} for name in engines}
     for name, engine in engines.items():
         for scenario in wanted.names:
@@ -76,7 +78,7 @@ def run(
                 value = encode(_MEASURES[scenario](bundle, engine, test, wanted, threads))
             reporter.finish()
             found[name][scenario] = value
-            reporter.stage("scenario", f"{' '.join(name)}, {words(scenario, value)}")
+            reporter.stage("scenario", f"{' '.join(name)}, {scenario_sentence(scenario, value)}")
     return found
 
 
@@ -104,31 +106,6 @@ def with_scenarios(document: dict[str, JsonValue], found: Mapping[EngineName, Fo
         name = (str(entry["runtime"]), str(entry["precision"]))
         entries.append({**entry, "scenarios": found[name]} if found.get(name) else entry)
     return {**document, "engines": entries}
-
-
-def words(scenario: str, value: JsonValue) -> str:
-    """Return one scenario's figures in a line."""
-    assert isinstance(value, Mapping)
-    if scenario == "end-to-end":
-        return (
-            f"frame in, class out: {value['p50_ms']:.3f} ms, of which preprocessing {value['prepare_ms']:.3f}"
-        )
-    if scenario == "cold-start":
-        return (
-            f"from the start of a process to the first answer {value['first_answer_ms']:.0f} ms "
-            f"({value['fastest_ms']:.0f} to {value['slowest_ms']:.0f}), peak {value['peak_mib']:.0f} MiB"
-        )
-    if scenario == "camera":
-        tail = f", p99 {value['p99_ms']:.2f}" if value["p99_ms"] is not None else ""
-        return (
-            f"{value['frames']} frames at {value['rate']:g} Hz: p50 {value['p50_ms']:.2f} ms{tail}, "
-            f"longest {value['longest_ms']:.2f}, {value['late']} late"
-        )
-    faults = value["faults"]
-    assert isinstance(faults, (list, tuple))
-    valid = "VALID" if value["valid"] else f"NOT VALID: {', '.join(map(str, faults))}"
-    tail = f", p50 {value['p50_ms']:.3f} ms" if value["p50_ms"] is not None else ""
-    return f"LoadGen {value['name']}: {value['samples_per_second']:.1f} images a second{tail}, {valid}"
 
 
 # --- one scenario each ---------------------------------------------------------------------------

@@ -36,6 +36,17 @@ def test_reasons_and_the_command_stand_below(make_document: Make) -> None:
     assert text.endswith("```sh\nresedge bench a.resedge\n```\n")
 
 
+def test_what_was_measured_besides_has_a_table(make_document: Make) -> None:
+    document = make_document()
+    camera = {"frames": 90, "rate": 30.0, "late": 2, "p50_ms": 1.5, "p99_ms": None, "longest_ms": 40.25}
+    document["engines"][0]["scenarios"] = {"camera": camera}
+    text = markdown(read_document(document, "new"), Evidence())
+    assert "#### Measured besides" in text
+    assert tables(text)[1][2:] == [
+        ["OpenVINO fp32", "camera", "90 frames at 30 Hz: p50 1.50 ms, longest 40.25, 2 late"]
+    ]
+
+
 def test_changes_are_a_second_table(make_document: Make) -> None:
     before, now = make_document((2.0, 4.0), seed=1), make_document((2.0, 3.6), seed=2)
     now["conditions"]["threads"] = 1

@@ -156,6 +156,14 @@ def test_what_is_not_known_has_no_section(older_document: Document) -> None:
     assert text.count("<svg") == 1
 
 
+def test_what_was_measured_besides_has_a_section(make_document: Make) -> None:
+    document = make_document()
+    document["engines"][0]["scenarios"] = {"end-to-end": {"calls": 9, "p50_ms": 1.25, "prepare_ms": 0.5}}
+    text = page(read_document(document, "new"), Evidence())
+    assert "<h2>Measured besides</h2>" in text
+    assert "frame in, class out: 1.250 ms, of which preprocessing 0.500" in text
+
+
 def test_flips_are_shown_with_the_number_left_out(full: str) -> None:
     assert "It chooses another class than eager on 30 images, of which 26 are not shown." in full
     assert full.count("<img") == 4

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from resedge.artifacts import JsonValue
+from resedge.benchmarks.sentences import scenario_sentence
 from resedge.cli import main
 from resedge.errors import UsageError
 from resedge.pipeline import scenarios
@@ -56,7 +57,7 @@ def test_a_run_that_loadgen_does_not_call_valid_fails(code: int, joined: int) ->
     found = {("openvino", "int8"): {"offline": INVALID}}
     assert scenarios.joined(code, found) == joined
     assert scenarios.joined(code, {("openvino", "int8"): {"camera": {"late": 3}}}) == code
-    assert "NOT VALID: it was shorter than asked for" in scenarios.words("offline", INVALID)
+    assert "NOT VALID: it was shorter than asked for" in scenario_sentence("offline", INVALID)
 
 
 @pytest.mark.parametrize(
