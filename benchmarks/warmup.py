@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Arm = Callable[[], object]
@@ -15,11 +16,13 @@ _WINDOW_NS = 100_000_000
 _WINDOW_CALLS = 5
 _WINDOWS = 3
 _AGREEMENT = 0.01
+_FEWEST_FOR_A_TREND = 6  # the fewest with which a trend can be significant
+_TREND = 2.5758  # standard deviations: 1 %, two-sided
 
 
 @dataclass(frozen=True)
 class Warmed:
-    """The median of the last window, nanoseconds, and whether the last windows agreed."""
+    """The median of the last window, nanoseconds, and whether times had stopped changing by then."""
 
     call_ns: float
     settled: bool
@@ -28,20 +31,37 @@ class Warmed:
 def warm_up(arm: Arm, seconds: float, clock: Clock, stop: Stop) -> Warmed:
     """Call until the medians of the last three windows agree within 1 %.
 
+    Where a machine is too noisy for that, times have settled if the second half of the windows has no trend.
+
     Args:
         arm: Makes one inference.
-        seconds: How long to wait for that at most.
+        seconds: How long to wait for agreement at most.
         clock: Nanoseconds, monotonic.
         stop: Asked after each window; true ends the warm-up.
     """
     begin = clock()
-    medians: deque[float] = deque(maxlen=_WINDOWS)
+    medians: list[float] = []
     while True:
         medians.append(_window_median(arm, clock))
-        if len(medians) == _WINDOWS and max(medians) <= min(medians) * (1 + _AGREEMENT):
+        last = medians[-_WINDOWS:]
+        if len(last) == _WINDOWS and max(last) <= min(last) * (1 + _AGREEMENT):
             return Warmed(medians[-1], settled=True)
         if stop() or clock() - begin >= seconds * 1e9:
-            return Warmed(medians[-1], settled=False)
+            return Warmed(medians[-1], settled=without_trend(medians[len(medians) // 2 :]))
+
+
+def without_trend(values: Sequence[float]) -> bool:
+    """Say whether values rise or fall no more than chance makes independent ones do, at 1 %.
+
+    The test of Mann (1945) and Kendall on the signs of all differences; it asks nothing of their
+    distribution. Fewer than six values show nothing, so they are not without a trend.
+    """
+    count = len(values)
+    if count < _FEWEST_FOR_A_TREND:
+        return False
+    score = sum((later > earlier) - (later < earlier) for earlier, later in itertools.combinations(values, 2))
+    deviation = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    return abs(score) - 1 <= _TREND * deviation
 
 
 def _window_median(arm: Arm, clock: Clock) -> float:

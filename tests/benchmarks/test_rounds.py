@@ -6,9 +6,11 @@ import gc
 import itertools
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from resedge.benchmarks.rounds import measure
+from resedge.benchmarks.warmup import without_trend
 from resedge.protocols import NoProgress
 
 if TYPE_CHECKING:
@@ -106,6 +108,30 @@ def test_an_arm_that_never_settles_is_named_and_waited_for_no_longer_than_asked(
     )
     assert samples.unsettled == ("slowing",)
     assert 3000 * MS <= begun[0] < 3600 * MS  # a window of five calls more, at most
+
+
+def test_noise_is_no_change(new_rig: type[Rig]) -> None:
+    samples = new_rig(noise=0.2).run({"noisy": 30.0 * MS, "steady": 10.0 * MS}, rounds=2, warm_seconds=5.0)
+    assert samples.unsettled == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "settled"),
+    [
+        ([3.0, 1.0, 2.0, 3.0, 2.0, 1.0, 2.5], True),
+        ([9.0, 8.0, 7.0, 6.0, 5.0, 4.0], False),
+        ([1.0, 2.0, 4.0, 3.0, 5.0, 6.0, 7.0], False),
+        ([1.0, 1.0, 1.0, 1.0, 1.0], False),
+    ],
+)
+def test_a_trend_is_told_from_noise(values: list[float], settled: bool) -> None:
+    assert without_trend(values) == settled
+
+
+def test_independent_values_seldom_have_a_trend() -> None:
+    drawn = np.random.default_rng(3).standard_t(2, (2000, 15))
+    trends = sum(not without_trend(values.tolist()) for values in drawn)
+    assert trends <= 30  # 1 % of 2,000 are expected; more than 30 in one of 50 such draws
 
 
 def test_garbage_is_not_collected_while_timing_and_is_afterwards(new_rig: type[Rig]) -> None:
