@@ -25,7 +25,7 @@ from resedge.runtimes.border import (
     runner,
 )
 from resedge.runtimes.cuda import Cuda, CudaError, Device, find_device, load_cuda
-from resedge.runtimes.trt_build import BuildSettings, BuiltPlan, build_plan
+from resedge.runtimes.trt_build import BuildSettings, BuiltPlan, build_plan, parse_alone
 from resedge.runtimes.trt_layers import inspect_engine, summarize
 from resedge.runtimes.trt_log import OutOfMemory, TensorRTError
 from resedge.runtimes.trt_memory import plan_memory
@@ -115,6 +115,18 @@ class TensorRT:
         files.write_bytes(plan, built.data)
         files.write_bytes(record_path(plan), record.to_bytes())
         return engine_of(record, plan)
+
+    def parse(self, graph: Artifact) -> None:
+        """Have TensorRT's parser read a graph, and nothing more; it takes no GPU's time.
+
+        Raises:
+            RuntimeUnavailable: TensorRT is not there.
+            BuildFailed: It refuses the graph.
+            StaleArtifact: The file has changed.
+        """
+        trt, data = self._module(), graph.read()
+        with self._failures(graph.path):
+            parse_alone(trt, data)
 
     @contextmanager
     def open(self, engine: Engine, options: RunOptions) -> Iterator[Runner]:

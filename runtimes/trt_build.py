@@ -78,7 +78,7 @@ def build_plan(trt: Any, graph: bytes, settings: BuildSettings, progress: Progre
     """
     with listening(trt) as heard:
         builder = trt.Builder(logger(trt))
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        network = _new_network(trt, builder)
         _parse(trt, network, graph, heard)
         config = builder.create_builder_config()
         _limit(trt, builder, config, settings)
@@ -100,6 +100,25 @@ def build_plan(trt: Any, graph: bytes, settings: BuildSettings, progress: Progre
             tuple(dict.fromkeys(one_line(warning) for warning in heard.warnings)),
             "\n".join(heard.tables),
         )
+
+
+def parse_alone(trt: Any, graph: bytes) -> None:  # noqa: ANN401
+    """Parse a graph and build nothing.
+
+    Args:
+        trt: The module tensorrt or tensorrt_rtx.
+        graph: An ONNX file.
+
+    Raises:
+        TensorRTError: The graph is refused, with every reason by node and torch module.
+    """
+    with listening(trt) as heard:
+        builder = trt.Builder(logger(trt))
+        _parse(trt, _new_network(trt, builder), graph, heard)
+
+
+def _new_network(trt: Any, builder: Any) -> Any:  # noqa: ANN401
+    return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
 def _parse(trt: Any, network: Any, graph: bytes, heard: Heard) -> None:  # noqa: ANN401

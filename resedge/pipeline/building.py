@@ -118,7 +118,7 @@ def _built(
 
     runtime_name, precision = name
     graph = bundle.file(GRAPHS[name])
-    demand_vouched_graph(graph)
+    demand_vouched_graph(graph, parser=runtime_name)
     made = _runtime(runtime_name).build(
         graph,
         folder,

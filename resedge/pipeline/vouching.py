@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from resedge import files, home
 from resedge.artifacts import (
@@ -38,6 +38,8 @@ from resedge.artifacts import (
 )
 from resedge.errors import InputRefused, MachineFailure, RuntimeUnavailable
 from resedge.pipeline.staging import versions
+
+Task = Literal["run", "parse"]
 
 _CHILD: Final = "resedge.pipeline.vouching_child"
 _ROOT: Final = Path("/")
@@ -59,14 +61,20 @@ class Limits:
     memory_factor: int = 16
 
 
+PARSING: Final = Limits(memory_bytes=8 << 30)
+"""For TensorRT's parser, whose process also holds what CUDA takes of the host's memory."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """What a child is asked to load: the files of an engine, or a graph alone, which only passes the gate.
+    """What a child is asked to load, once it has passed the gate.
 
-    Paths are relative to the file system's root.
+    The files of an engine are opened and run; a graph is parsed by its runtime, or by none where `runtime`
+    is None. Paths are relative to the file system's root.
     """
 
     runtime: str | None
+    task: Task
     files: tuple[Artifact, ...]
     cpu_seconds: int
     memory_bytes: int
@@ -95,16 +103,23 @@ def demand_vouched(engine: Engine, limits: Limits | None = None) -> None:
         StaleArtifact: A file has changed.
         MachineFailure: The child could not be run.
     """
-    _demand(engine.runtime, _files_of(engine), limits or Limits())
+    made = _made(engine.runtime, _files_of(engine))
+    _demand(made, engine.runtime, "run", _files_of(engine), limits or Limits())
 
 
-def demand_vouched_graph(graph: Artifact, limits: Limits | None = None) -> None:
+def demand_vouched_graph(graph: Artifact, limits: Limits | None = None, *, parser: str | None = None) -> None:
     """Refuse an ONNX graph that was not made here and that does not pass the gate.
+
+    Args:
+        graph: The file.
+        limits: What the child may take.
+        parser: The runtime whose parser is to read it in the child too; it has a method `parse`.
 
     Raises:
         InputRefused, MachineFailure: As `demand_vouched`.
     """
-    _demand(None, (graph,), limits or Limits())
+    usual = Limits() if parser is None else PARSING
+    _demand(_made(None, (graph,)), parser, "parse", (graph,), limits or usual)
 
 
 def refusal_of_graph(graph: Artifact, limits: Limits | None = None) -> str:
@@ -117,7 +132,7 @@ def refusal_of_graph(graph: Artifact, limits: Limits | None = None) -> str:
         MachineFailure: The child could not be run.
     """
     limits = limits or Limits()
-    return _refusal(_trial(None, (graph,), limits), limits.seconds)
+    return _refusal(_trial(None, "parse", (graph,), limits), limits.seconds)
 
 
 def write_trial(trial: Trial, path: Path) -> None:
@@ -135,14 +150,16 @@ def _files_of(engine: Engine) -> tuple[Artifact, ...]:
     return (engine.artifact, *engine.companions)
 
 
-def _demand(runtime: str | None, artifacts: tuple[Artifact, ...], limits: Limits) -> None:
-    if _is_kept(_made(runtime, artifacts)):
+def _demand(
+    made: str, runtime: str | None, task: Task, artifacts: tuple[Artifact, ...], limits: Limits
+) -> None:
+    if _is_kept(made):
         return
-    tried = _digest([runtime, versions("onnx", *filter(None, [runtime]))], artifacts)
+    tried = _digest([runtime, task, versions("onnx", *filter(None, [runtime]))], artifacts)
     if _is_kept(tried):
         return
     try:
-        reason = _refusal(_trial(runtime, artifacts, limits), limits.seconds)
+        reason = _refusal(_trial(runtime, task, artifacts, limits), limits.seconds)
     except RuntimeUnavailable:
         return  # and the caller will be told so, when it opens the engine
     if reason:
@@ -152,10 +169,11 @@ def _demand(runtime: str | None, artifacts: tuple[Artifact, ...], limits: Limits
         _keep(tried)
 
 
-def _trial(runtime: str | None, artifacts: tuple[Artifact, ...], limits: Limits) -> Trial:
+def _trial(runtime: str | None, task: Task, artifacts: tuple[Artifact, ...], limits: Limits) -> Trial:
     size = sum(len(artifact.read()) for artifact in artifacts)
     return Trial(
         runtime,
+        task,
         tuple(replace(a, path=a.path.absolute()).relative_to(_ROOT) for a in artifacts),
         limits.cpu_seconds,
         limits.memory_bytes + limits.memory_factor * size,

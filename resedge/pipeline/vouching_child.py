@@ -1,4 +1,4 @@
-"""Run as a module by `vouching.py`: put files through the gate, load and run them once, under limits.
+"""Run as a module by `vouching.py`: put files through the gate, then load and run them once, under limits.
 
 The argument is the file of a `Trial`. Exits with 0 where it held, with the code of the error and its message
 on standard error where not; a runtime that is not installed is told from one that refuses a file.
@@ -9,15 +9,23 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from resedge import gate
 from resedge.artifacts import Artifact, Engine
-from resedge.errors import InputRefused, ResedgeError, RuntimeUnavailable
+from resedge.errors import InputRefused, ResedgeError, RuntimeUnavailable, UsageError
 from resedge.pipeline.vouching import Trial, read_trial
 from resedge.protocols import RunOptions
 from resedge.runtimes.table import runtime
+
+
+@runtime_checkable
+class _Parser(Protocol):
+    """A runtime that builds engines on the device: it reads a graph without building one."""
+
+    def parse(self, graph: Artifact) -> None: ...
 
 
 def limit(trial: Trial) -> None:
@@ -35,7 +43,7 @@ def limit(trial: Trial) -> None:
 
 
 def check(trial: Trial) -> None:
-    """Put the first file through the gate, then have the runtime load the files and run one image of zeros.
+    """Put the first file through the gate, then have the runtime parse it, or load all and run one image.
 
     Raises:
         InputRefused: The gate or the runtime refuses a file, or it takes more memory than it may.
@@ -43,7 +51,9 @@ def check(trial: Trial) -> None:
     first, *others = trial.files
     try:
         (_pass_xml if trial.runtime == "openvino" else _pass_gate)(first)
-        if trial.runtime is not None:
+        if trial.runtime is not None and trial.task == "parse":
+            _parser(trial.runtime).parse(first)
+        elif trial.runtime is not None:
             _run(Engine(first, trial.runtime, "", "", "", tuple(others)))
     except (RuntimeUnavailable, MemoryError, ValueError) as error:
         raise InputRefused(str(error) or "it takes more memory than it may") from error
@@ -65,7 +75,15 @@ def _pass_xml(file: Artifact) -> None:
         raise InputRefused("is not the XML that OpenVINO writes.", where=str(file.path))
 
 
+def _parser(name: str) -> _Parser:
+    found = runtime(name)
+    if not isinstance(found, _Parser):
+        raise UsageError(f"{name} has no parser of its own.")
+    return found
+
+
 def _run(engine: Engine) -> None:
+    """Load an engine and have it answer one image of zeros."""
     with runtime(engine.runtime).open(engine, RunOptions(threads=1)) as run:
         spec = engine.artifact.inputs[0]
         shape = [size if isinstance(size, int) else 1 for size in spec.shape]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +19,10 @@ import resedge
 from resedge import bundle as bundles
 from resedge.artifacts import Artifact, Engine, TensorSpec, sha256_file
 from resedge.bundle import Bundle
-from resedge.errors import InputRefused
-from resedge.pipeline import vouching
+from resedge.errors import BuildFailed, InputRefused
+from resedge.pipeline import vouching, vouching_child
 from resedge.pipeline.local import engine_here
-from resedge.pipeline.vouching import Limits, demand_vouched, demand_vouched_graph, vouch
+from resedge.pipeline.vouching import Limits, Trial, demand_vouched, demand_vouched_graph, vouch
 from resedge.protocols import BuildOptions
 from resedge.runtimes.openvino import OpenVino
 
@@ -104,6 +105,35 @@ def test_a_graph_that_the_gate_refuses_is_not_loaded(tmp_path: Path, kind: str) 
             demand_vouched(_engine(graph))
         with pytest.raises(InputRefused, match=r"node 'bomb': is a ConstantOfShape"):
             demand_vouched_graph(graph)
+
+
+class _Parser:
+    """A runtime that parses; `refuses` says why not."""
+
+    def __init__(self, refuses: str) -> None:
+        self.refuses = refuses
+        self.read: list[Path] = []
+
+    def parse(self, graph: Artifact) -> None:
+        self.read.append(graph.path)
+        if self.refuses:
+            raise BuildFailed(self.refuses)
+
+
+@pytest.mark.parametrize("refuses", ["", "tensorrt refuses it: Gemm 'fc': INVALID_NODE."])
+def test_before_a_build_the_runtimes_own_parser_reads_what_passed_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    graph, parser = _graph(tmp_path), _Parser(refuses)
+    monkeypatch.setattr(vouching_child, "runtime", {"tensorrt": parser}.__getitem__)
+    trial = Trial("tensorrt", "parse", (graph,), 60, 1 << 30)
+    with pytest.raises(BuildFailed, match="INVALID_NODE") if refuses else nullcontext():
+        vouching_child.check(trial)
+    assert parser.read == [graph.path]
+    bomb = _graph(tmp_path, helper.make_node("ConstantOfShape", ["size"], ["x"], "bomb"))
+    with pytest.raises(InputRefused, match="node 'bomb': is a ConstantOfShape"):
+        vouching_child.check(replace(trial, files=(bomb,)))
+    assert len(parser.read) == 1
 
 
 def test_openvino_is_given_no_other_format(tmp_path: Path) -> None:

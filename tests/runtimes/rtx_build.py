@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from resedge.protocols import NoProgress
-from resedge.runtimes.trt_build import BuildSettings, build_plan
+from resedge.runtimes.trt_build import BuildSettings, build_plan, parse_alone
 from resedge.runtimes.trt_layers import read_table, summarize
 from resedge.runtimes.trt_log import TensorRTError
 from resedge.runtimes.trt_memory import MemoryPlan
@@ -49,6 +49,9 @@ def main(graph: Path, plan: Path, way: str) -> dict[str, object]:
     progress = Stopping() if way == "stopped" else Counted()
     settings = BuildSettings((1, 4, 8), MemoryPlan(1 << 28, way == "low"), compute_capability="8.6")
     try:
+        if way == "parsed":
+            parse_alone(trt, graph.read_bytes())
+            return {"parsed": True}
         built = build_plan(trt, graph.read_bytes(), settings, progress)
     except TensorRTError as error:
         return {"refused": str(error)}

@@ -15,7 +15,7 @@ import pytest
 from resedge.artifacts import Artifact
 from resedge.errors import UsageError
 from resedge.protocols import NoProgress
-from resedge.runtimes.trt_build import BuildSettings, BuiltPlan, build_plan
+from resedge.runtimes.trt_build import BuildSettings, BuiltPlan, build_plan, parse_alone
 from resedge.runtimes.trt_log import OutOfMemory, TensorRTError, listening, logger
 from resedge.runtimes.trt_memory import MemoryPlan
 from resedge.runtimes.trt_plans import read_header
@@ -70,6 +70,11 @@ def test_rtx_refuses_with_node_module_and_reason(rtx: Rtx) -> None:
     assert "must be of same type" in mixed
 
 
+def test_rtx_parses_alone_and_refuses_as_a_build_does(rtx: Rtx) -> None:
+    assert rtx("int8", "parsed") == {"parsed": True}
+    assert rtx("fp16.mixed", "parsed") == rtx("fp16.mixed")
+
+
 def test_rtx_build_can_be_interrupted(rtx: Rtx) -> None:
     assert rtx("fp16", "stopped") == {"stopped": True}
 
@@ -119,6 +124,14 @@ def test_small_boards_build_with_less(
         trt.world.settings[key] for key in ("builder_optimization_level", "max_aux_streams", "max_threads")
     ]
     assert found == [used, 0, 1]
+
+
+def test_parsing_alone_builds_nothing(trt: Any, typed: Mapping[str, Artifact]) -> None:  # noqa: ANN401
+    parse_alone(trt, typed["int8"].read())
+    assert trt.world.flags == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert trt.world.limits == {}
+    with pytest.raises(TensorRTError, match="shiftIsAllZeros"):
+        parse_alone(trt, typed["int8.shifted"].read())
 
 
 def test_every_parser_error_is_told(trt: Any, typed: Mapping[str, Artifact]) -> None:  # noqa: ANN401
