@@ -5,8 +5,9 @@
 Needs torchvision and timm beside resedge's own libraries. Nothing is downloaded: weights are random, with
 seeded BatchNorm (scales of 0.5 to 1.5, statistics of the images themselves), so that activations have the
 sizes of a trained network's; the predictions mean nothing, and what is compared are logits. Each model goes
-through the stages of `resedge export` up to its engines: weights read from a safetensors file, traced, folded
-and proved, written as ONNX, calibrated, built. Latency and the verdict are left out.
+through the work of `resedge export`: weights read from a safetensors file, traced, folded and proved, written
+as ONNX, calibrated, INT8 placed by both schemes, built for OpenVINO and ONNX Runtime. The search for the best
+ranges, which is the same for every architecture, is left out: they are of one method.
 
 The file is written after each model, and a run that is started again goes on with those that it lacks.
 """
@@ -36,15 +37,19 @@ import numpy as np
 
 from resedge import files
 from resedge.errors import ResedgeError
+from resedge.pipeline.options import available_threads
+from resedge.protocols import BuildOptions, NoProgress, RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from resedge.pipeline.staging import Data, Site
+    from resedge.artifacts import Artifact
 
-IMAGES: Final = 48
+IMAGES: Final = 32
+PROOF_IMAGES: Final = 8
+METHOD: Final = "percentile-99.99"
 SEED: Final = 0
-LARGEST: Final = 70e6  # parameters; above it a model is named and left out
+LARGEST: Final = 70e6  # parameters; a model of timm above it is named and left out
 LIMIT_SECONDS: Final = 900
 FP32_TOLERANCE: Final = 1e-3  # of the largest logit
 PATTERNS: Final = {
@@ -56,10 +61,6 @@ PATTERNS: Final = {
         *("ese*resnet*", "cspresne*", "lambda_resnet*", "halo*resne*", "bat_resne*", "bot*resne*"),
     ),
 }
-ENGINES: Final = (
-    *(("openvino", "fp32"), ("onnxruntime", "fp32")),
-    *(("openvino", "int8"), ("onnxruntime", "int8")),
-)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class Outcome:
     peak_mib: int
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What the work came to: BatchNorms folded and left, (N, classes) logits by engine and of eager."""
+
+    folded: int
+    left: tuple[str, ...]
+    logits: dict[str, np.ndarray]
+    eager: np.ndarray
+
+
 # --- one model -----------------------------------------------------------------------------------
 
 
@@ -97,9 +108,10 @@ def taken_through(name: str, side: int) -> Outcome:
         with _at_most(LIMIT_SECONDS), tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "weights.safetensors"
             parameters = write_weights(name, side, weights)
-            folded, left, logits, eager = exported(name, side, weights, Path(folder))
-        errors = {key: relative_error(logits[key], eager) for key in logits if key.endswith("fp32")}
-        noise = {key: snr_db(logits[key], eager) for key in logits if key.endswith("int8")}
+            found = exported(name, side, weights, Path(folder))
+        folded, left = found.folded, found.left
+        errors = {key: relative_error(x, found.eager) for key, x in found.logits.items() if "fp32" in key}
+        noise = {key: snr_db(x, found.eager) for key, x in found.logits.items() if "int8" in key}
         if max(errors.values()) > FP32_TOLERANCE:
             outcome, reason = "differs", "the FP32 logits are not eager's"
     except ResedgeError as error:
@@ -134,7 +146,7 @@ def write_weights(name: str, side: int, path: Path) -> int:
 
     torch.manual_seed(SEED)
     module = sources.make(names.parse(name), None).module
-    frames = torch.from_numpy(pictures(side, 16).astype(np.float32) / 255 - 0.5).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(as_input(pictures(side, 16)))
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
@@ -166,58 +178,54 @@ def _stretched(values: np.ndarray, axis: int, length: int) -> np.ndarray:
     return values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part
 
 
-def exported(
-    name: str, side: int, weights: Path, folder: Path
-) -> tuple[int, tuple[str, ...], dict[str, np.ndarray], np.ndarray]:
-    """Run the stages of an export; return what was folded and what not, each engine's logits and eager's."""
-    from resedge.export import names
-    from resedge.export.sources import given
-    from resedge.pipeline import machine, measuring
-    from resedge.pipeline.datasets import export_data
-    from resedge.pipeline.modelling import loaded
-    from resedge.pipeline.options import GRAPHS, ExportOptions, ImageOptions, Measuring, select
-    from resedge.pipeline.preparing import prepare
-    from resedge.pipeline.reporting import Silent
-    from resedge.pipeline.staging import Site
-    from resedge.store import Store
+def exported(name: str, side: int, weights: Path, folder: Path) -> Exported:
+    """Do an export's work on one model: what was folded, what not, the logits of each engine and of eager."""
+    import torch
 
-    np.savez(folder / "images.npz", images=pictures(side, IMAGES, SEED + 1))
-    options = ExportOptions(
-        model=name,
-        weights=weights,
-        images=ImageOptions(input_shape=(3, side, side)),
-        data=folder / "images.npz",
-        selection=select([f"{runtime}:{precision}" for runtime, precision in ENGINES], []),
-        measuring=Measuring(max_drop=0.99),
-        thorough=False,
-    )
-    named = names.parse(name)
-    here = machine.describe()
-    site = Site(Store(folder / "cache"), here.digest, options.measuring.threads, Silent())
-    with given(named):
-        model = loaded(site, named, options)
-        data = export_data(options, model.about, site.reporter)
-        prepared = prepare(site, data, model, options, here)
-        graph_of = {artifact.path: artifact for artifact in prepared.files}
-        eager = np.load(prepared.answers.value.test_logits.path)
-        logits = {}
-        for engine in ENGINES:
-            graph = graph_of[prepared.places[GRAPHS[engine]]]
-            built = measuring.built_engine(site, engine, graph, prepared.places)
-            logits[":".join(engine)] = logits_of(built.value, data, site)
-    found = prepared.graphs.value
-    return found.folded, tuple(found.refused), logits, eager
+    from resedge.calibration.histograms import Instrument
+    from resedge.calibration.placement import place
+    from resedge.calibration.ranges import METHODS
+    from resedge.export import names, sources
+    from resedge.export.checkpoints import open_checkpoint
+    from resedge.export.fold import fold
+    from resedge.export.onnxfile import write_onnx
+    from resedge.export.trace import trace
+    from resedge.pipeline import machine
+
+    shape, threads = (3, side, side), available_threads()
+    made = sources.make(names.parse(name), open_checkpoint(weights))
+    calibration, test = as_input(pictures(side, IMAGES, SEED + 1)), as_input(pictures(side, IMAGES, SEED + 2))
+    folded = fold(trace(made.module, shape), calibration[:PROOF_IMAGES])
+    fp32 = write_onnx(folded.graph, shape, folder / "fp32.onnx")
+    with torch.inference_mode():
+        eager = made.module(torch.from_numpy(test)).numpy()
+
+    histograms = Instrument(fp32, threads).collect([calibration], NoProgress())
+    ranges = METHODS[METHOD](histograms, graph_sha256=fp32.sha256, dataset_sha256="", images=IMAGES)
+    pair_safe = machine.describe().saturates_pairs
+    int8 = place(fp32, ranges, "cpu", folder / "int8.cpu.onnx", pair_safe=pair_safe)
+    place(fp32, ranges, "tensorrt", folder / "int8.tensorrt.onnx")  # it must be one; there is no GPU to ask
+    logits = {
+        f"{library}:{precision}": logits_of(library, precision, graph, test, folder)
+        for precision, graph in (("fp32", fp32), ("int8", int8))
+        for library in ("openvino", "onnxruntime")
+    }
+    left = tuple(f"{site.batchnorm}: {site.reason}" for site in folded.report.refused)
+    return Exported(len(folded.report.folded), left, logits, eager)
 
 
-def logits_of(engine: Any, data: Data, site: Site) -> np.ndarray:  # noqa: ANN401 - an Engine
-    """Return an engine's logits of the test images, (N, classes) float32."""
-    from resedge.pipeline.running import evaluate, evaluation_batch
-    from resedge.protocols import RunOptions
+def as_input(frames: np.ndarray) -> np.ndarray:
+    """Map frames, (N, H, W, 3) uint8, to the model's input, (N, 3, H, W) float32 in -0.5..0.5."""
+    return np.ascontiguousarray((frames.astype(np.float32) / 255 - 0.5).transpose(0, 3, 1, 2))
+
+
+def logits_of(library: str, precision: str, graph: Artifact, test: np.ndarray, folder: Path) -> np.ndarray:
+    """Build an engine and return its logits, (N, classes) float32."""
     from resedge.runtimes.table import runtime
 
-    with runtime(engine.runtime).open(engine, RunOptions(site.threads)) as run:
-        size = evaluation_batch(engine)
-        return np.asarray(evaluate(run, data.test, data.preprocessing, site.reporter, "", size))
+    engine = runtime(library).build(graph, folder, BuildOptions(precision))
+    with runtime(library).open(engine, RunOptions(available_threads())) as run:
+        return np.asarray(run(test))
 
 
 def relative_error(found: np.ndarray, eager: np.ndarray) -> float:
@@ -252,7 +260,7 @@ def models() -> tuple[list[str], list[str]]:
                 with torch.device("meta"):
                     module = make[library](name)
                 count = sum(parameter.numel() for parameter in module.parameters())
-                (large if count > LARGEST else taken).append(f"{library}:{name}")
+                (large if library == "timm" and count > LARGEST else taken).append(f"{library}:{name}")
     return taken, large
 
 
@@ -262,6 +270,7 @@ def conditions(side: int, large: list[str]) -> dict[str, object]:
     return {
         "input": f"3 x {side} x {side}",
         "images": IMAGES,
+        "ranges": METHOD,
         "seed": SEED,
         "weights": "random; BatchNorm scales 0.5 to 1.5, statistics of 16 images",
         "left_out": {"reason": f"more than {LARGEST / 1e6:.0f} million parameters", "models": large},
