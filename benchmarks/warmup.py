@@ -16,8 +16,8 @@ _WINDOW_NS = 100_000_000
 _WINDOW_CALLS = 5
 _WINDOWS = 3
 _AGREEMENT = 0.01
-_FEWEST_FOR_A_TREND = 6  # the fewest with which a trend can be significant
-_TREND = 2.5758  # standard deviations: 1 %, two-sided
+_FEWEST_FOR_A_TREND = 8  # the fewest with which a trend can be significant
+_TREND = 3.2905  # standard deviations: 0.1 %, two-sided, as a bench warms up some twenty times
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Warmed:
 def warm_up(arm: Arm, seconds: float, clock: Clock, stop: Stop) -> Warmed:
     """Call until the medians of the last three windows agree within 1 %.
 
-    Where a machine is too noisy for that, times have settled if the second half of the windows has no trend.
+    Where a machine is too noisy for that, times have settled if the second half of the windows, or the last
+    eight, has no trend.
 
     Args:
         arm: Makes one inference.
@@ -47,14 +48,14 @@ def warm_up(arm: Arm, seconds: float, clock: Clock, stop: Stop) -> Warmed:
         if len(last) == _WINDOWS and max(last) <= min(last) * (1 + _AGREEMENT):
             return Warmed(medians[-1], settled=True)
         if stop() or clock() - begin >= seconds * 1e9:
-            return Warmed(medians[-1], settled=without_trend(medians[len(medians) // 2 :]))
+            return Warmed(medians[-1], settled=without_trend(medians[-max(_FEWEST_FOR_A_TREND, len(medians) // 2) :]))
 
 
 def without_trend(values: Sequence[float]) -> bool:
-    """Say whether values rise or fall no more than chance makes independent ones do, at 1 %.
+    """Say whether values rise or fall no more than chance makes independent ones do, at 0.1 %.
 
     The test of Mann (1945) and Kendall on the signs of all differences; it asks nothing of their
-    distribution. Fewer than six values show nothing, so they are not without a trend.
+    distribution. Fewer than eight values show nothing, so they are not without a trend.
     """
     count = len(values)
     if count < _FEWEST_FOR_A_TREND:
