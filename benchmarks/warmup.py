@@ -48,7 +48,8 @@ def warm_up(arm: Arm, seconds: float, clock: Clock, stop: Stop) -> Warmed:
         if len(last) == _WINDOWS and max(last) <= min(last) * (1 + _AGREEMENT):
             return Warmed(medians[-1], settled=True)
         if stop() or clock() - begin >= seconds * 1e9:
-            return Warmed(medians[-1], settled=without_trend(medians[-max(_FEWEST_FOR_A_TREND, len(medians) // 2) :]))
+            late = max(_FEWEST_FOR_A_TREND, len(medians) // 2)
+            return Warmed(medians[-1], settled=without_trend(medians[-late:]))
 
 
 def without_trend(values: Sequence[float]) -> bool:
