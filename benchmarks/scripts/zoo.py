@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 IMAGES: Final = 32
 PROOF_IMAGES: Final = 8
-METHOD: Final = "percentile-99.99"
+METHOD: Final = "minmax"
 SEED: Final = 0
 LARGEST: Final = 70e6  # parameters; a model of timm above it is named and left out
 LIMIT_SECONDS: Final = 900
