@@ -127,10 +127,12 @@ def print_changes(changes: Changes) -> None:
     from resedge.benchmarks import sentences, tables
 
     found = tables.changes(changes)
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for column in found.columns:
+    grid = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    for column, cells in zip(found.columns, zip(*found.rows, strict=True), strict=True):
         side: Literal["left", "right"] = "right" if column.figures else "left"
-        grid.add_column(column.heading, justify=side, vertical="top")
+        longest = max(len(word) for cell in cells for word in cell.split())
+        least = None if column.figures else longest  # no word is cut
+        grid.add_column(column.heading, justify=side, vertical="top", min_width=least)
     for row in found.rows:
         grid.add_row(*map(escape, row))
     console = Console(highlight=False)

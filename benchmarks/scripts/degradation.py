@@ -133,7 +133,7 @@ def draw(networks: dict[str, list[dict[str, Any]]], picture: Path) -> None:
 
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "resedge", "svg.fonttype": "none", "font.size": 10})
-    from matplotlib import pyplot as plt  # type: ignore[import-not-found]
+    from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.4), sharey=True, layout="constrained")
     for axis, kind, title in zip(axes, ("plain", "resnet"), ("plain", "residual"), strict=True):

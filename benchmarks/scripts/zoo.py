@@ -175,7 +175,8 @@ def _stretched(values: np.ndarray, axis: int, length: int) -> np.ndarray:
     at = np.linspace(0, values.shape[axis] - 1, length)
     low = np.minimum(at.astype(int), values.shape[axis] - 2)
     part = np.expand_dims(at - low, tuple(i for i in range(values.ndim) if i != axis))
-    return values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part
+    stretched: np.ndarray = values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part
+    return stretched
 
 
 def exported(name: str, side: int, weights: Path, folder: Path) -> Exported:
@@ -244,16 +245,18 @@ def snr_db(found: np.ndarray, eager: np.ndarray) -> float:
 
 def models() -> tuple[list[str], list[str]]:
     """Return the models of both libraries by their names for resedge, and those that are left out."""
-    import timm
     import torch
-    import torchvision
 
+    from resedge.export.architectures import library as library_named
+
+    torchvision, timm = library_named("torchvision").models, library_named("timm")
     listed = {
-        "torchvision": torchvision.models.list_models(module=torchvision.models),
+        "torchvision": torchvision.list_models(module=torchvision),
         "timm": timm.list_models(exclude_filters=["*_clip*"]),
     }
-    make = {"torchvision": torchvision.models.get_model, "timm": timm.create_model}
-    taken, large = [], []
+    make = {"torchvision": torchvision.get_model, "timm": timm.create_model}
+    taken: list[str] = []
+    large: list[str] = []
     for library, known in listed.items():
         for name in known:
             if any(fnmatch.fnmatch(name, pattern) for pattern in PATTERNS[library]):

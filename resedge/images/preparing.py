@@ -43,6 +43,8 @@ def _ordered(frames: Frames, channels: Channels) -> Frames:
     if channels == "BGR":
         return frames[..., ::-1]
     if channels == "L":
-        luma = (frames @ np.array(_LUMA, np.uint32) + np.uint32(1 << 15)) >> np.uint32(16)
-        return luma.astype(np.uint8)[..., None]
+        weighted: npt.NDArray[np.uint32] = frames.astype(np.uint32) @ np.array(_LUMA, np.uint32)
+        luma = (weighted + np.uint32(1 << 15)) >> np.uint32(16)
+        grey: Frames = luma.astype(np.uint8)
+        return grey[..., np.newaxis]
     return frames
