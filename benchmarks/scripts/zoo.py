@@ -1,6 +1,6 @@
 """Take every ResNet of torchvision and timm through the export, and say what became of each.
 
-    python benchmarks/scripts/zoo.py --json benchmarks/results/zoo.json [--side 64] [--only timm:resnet50]
+    python benchmarks/scripts/zoo.py --json benchmarks/results/zoo.json --markdown benchmarks/results/zoo.md
 
 Needs torchvision and timm beside resedge's own libraries. Nothing is downloaded: weights are random, with
 seeded BatchNorm (scales of 0.5 to 1.5, statistics of the images themselves), so that activations have the
@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--side", type=int, default=64, help="height and width of the images, pixels")
     parser.add_argument("--only", action="append", help="models, by resedge's names")
+    parser.add_argument("--markdown", type=Path, help="also write the table as Markdown")
     options = parser.parse_args()
 
     taken, large = models()
@@ -309,6 +310,30 @@ def main() -> None:
         print(f"{len(table)}/{len(wanted)} {name}: {row['outcome']} {row['reason']}", flush=True)
         document = {"conditions": conditions(options.side, large), "models": table}
         files.write_bytes(options.json, (json.dumps(document, indent=1) + "\n").encode())
+    if options.markdown:
+        files.write_bytes(options.markdown, "\n".join(table_of(table)).encode() + b"\n")
+
+
+def table_of(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the table: a line a model, refusals with their reason."""
+    passed = sum(row["outcome"] == "passed" for row in rows)
+    yield f"{passed} of {len(rows)} models pass: FP32 equals eager on both runtimes, INT8 is built on both."
+    yield ""
+    yield "| model | parameters, M | folded | left | FP32 error | INT8 SNR, dB | outcome |"
+    yield "|---|---:|---:|---:|---:|---:|---|"
+    for row in rows:
+        error = max(row["fp32_error"].values(), default=None)
+        noise = min(row["int8_snr_db"].values(), default=None)
+        cells = (
+            row["model"],
+            f"{row['parameters'] / 1e6:.1f}",
+            str(row["folded"]),
+            str(len(row["left"])),
+            "-" if error is None else f"{error:.0e}",
+            "-" if noise is None else f"{noise:.1f}",
+            f"{row['outcome']}: {row['reason']}" if row["reason"] else row["outcome"],
+        )
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 if __name__ == "__main__":
