@@ -39,6 +39,7 @@ def manifest_of(
         counter=0,
         expires=None,
         signing=None,
+        signed_at=None,
         model=ModelInfo(
             prepared.label,
             prepared.name,
