@@ -83,7 +83,7 @@ def test_the_wheel_holds_the_builtin_job_and_installs_nothing_but_resedge(wheel:
         if "scripts" not in path.parts
     } | {
         f"resedge/{room}/{path.name}"
-        for room in ("benchmarks", "calibration", "export", "runtimes")
+        for room in ("benchmarks", "calibration", "export", "runtimes", "shipping")
         for path in (ROOT / room).glob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == in_repository
