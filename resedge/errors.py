@@ -9,12 +9,14 @@
       MachineFailure        exit 6   the machine failed us: disk, memory, a crashed child
       RuntimeUnavailable    exit 4   a backend or a device is not there
         BuildFailed                  a runtime could not build or open an engine
+        DeviceUnreachable            a device does not answer, does not let one in, or its connection broke
 
 A message says what, where, and what to do; foreign errors are translated at the border, `from error`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -78,3 +80,15 @@ class RuntimeUnavailable(ResedgeError):
 
 class BuildFailed(RuntimeUnavailable):
     """A runtime is there and could not build or open this engine."""
+
+
+class DeviceUnreachable(RuntimeUnavailable):
+    """A device does not answer, does not let one in, or the connection to it broke."""
+
+
+_WORST_FIRST = (2, 5, 6, 4, 1, 3, 0)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code of several things that were done at once: that of the worst; 0 for none."""
+    return min(codes, key=_WORST_FIRST.index, default=0)

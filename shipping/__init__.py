@@ -1,1 +1,1 @@
-"""A bundle in, a device that serves it out: signatures, chunks, one file of a bundle, the agent's own file."""
+"""A bundle in, a device that serves it out: signatures, chunks, packing, and the agent's own file."""

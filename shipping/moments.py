@@ -29,7 +29,9 @@ def from_text(text: str, where: str) -> datetime:
     try:
         moment = datetime.strptime(text, _FORM).replace(tzinfo=timezone.utc)
     except ValueError as error:
-        raise InputRefused(f"is {text!r:.60}, not a time such as 2026-03-01T12:00:00Z.", where=where) from error
+        raise InputRefused(
+            f"is {text!r:.60}, not a time such as 2026-03-01T12:00:00Z.", where=where
+        ) from error
     if to_text(moment) != text:
         raise InputRefused(f"is {text!r:.60}, not a time such as 2026-03-01T12:00:00Z.", where=where)
     return moment
