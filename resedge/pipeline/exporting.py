@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from resedge import bundle as bundles
-from resedge import home
+from resedge import home, machine
 from resedge.artifacts import Artifact, Engine, JsonValue, Verdict, parse_json, read_text
 from resedge.bundle import Manifest, Published
 from resedge.errors import RuntimeUnavailable
 from resedge.export import names
 from resedge.export.names import Named
 from resedge.export.sources import given
-from resedge.pipeline import judging, machine, measuring, presenting
+from resedge.pipeline import judging, measuring, presenting
 from resedge.pipeline.datasets import export_data
 from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resedge import bundle as bundles
+from resedge import machine
 from resedge.artifacts import Engine, Preprocessing
 from resedge.bundle import Bundle
 from resedge.errors import RuntimeUnavailable
 from resedge.jetson import device
 from resedge.jetson.device import Jetson
-from resedge.pipeline import machine
 from resedge.pipeline.options import RUNTIMES
 from resedge.pipeline.recognising import recognise
 from resedge.pipeline.staging import versions
