@@ -70,9 +70,10 @@ def _misfits(manifest: Manifest, facts: Facts, name: EngineName) -> Iterator[str
 def _other_targets(manifest: Manifest, facts: Facts) -> Iterator[str]:
     """Compare what the bundle says of a Jetson with what the device is."""
     target, jetson, tensorrt = manifest.target, facts.jetson, facts.runtime("tensorrt")
+    installed = (tensorrt.version if tensorrt else None) or (jetson.tensorrt if jetson else None)
     for what, wanted, found in (
         ("JetPack", target.jetpack, jetson.jetpack if jetson else None),
-        ("TensorRT", target.tensorrt, tensorrt.version if tensorrt else None),
+        ("TensorRT", target.tensorrt, installed),
         ("compute capability", target.compute_capability, jetson.compute_capability if jetson else None),
     ):
         if wanted is not None and not _is_version(found, wanted):
