@@ -112,7 +112,7 @@ def _check_trust(parcel: Parcel, survey: Survey, order: Order, where: str) -> No
         raise InputRefused(
             "trusts no key yet.", where=where, cure="Have it trust the owner's key once: --trust KEY.pub."
         )
-    if wanted is not None and signers != wanted:
+    if wanted is not None and wanted not in signers.splitlines(keepends=True):
         raise remote.another_key(where)
     with tempfile.TemporaryDirectory(prefix="resedge-signers-") as folder:
         path = Path(folder) / "allowed_signers"
