@@ -16,28 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from resedge.artifacts import Artifact, Engine
+from resedge.engines import EngineName as EngineName
 
 Array = npt.NDArray[np.generic]
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 PRECISIONS = ("fp32", "fp16", "int8")
-EngineName = tuple[str, str]  # (runtime, precision)
-
-# Every engine that an export makes or prepares, and the graph of the bundle that it is made from.
-GRAPHS: dict[EngineName, str] = {
-    ("openvino", "fp32"): "onnx/fp32.onnx",
-    ("openvino", "fp16"): "onnx/fp32.onnx",
-    ("openvino", "int8"): "onnx/int8.cpu.onnx",
-    ("onnxruntime", "fp32"): "onnx/fp32.onnx",
-    ("onnxruntime", "int8"): "onnx/int8.cpu.onnx",
-    ("tensorrt", "fp16"): "onnx/fp16.onnx",
-    ("tensorrt", "int8"): "onnx/int8.tensorrt.onnx",
-    ("tensorrt_rtx", "fp16"): "onnx/fp16.onnx",
-    ("tensorrt_rtx", "int8"): "onnx/int8.tensorrt.onnx",
-}
-# Their engines run on the machine that built them alone: no export makes them.
-BUILT_ON_DEVICE = ("tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)

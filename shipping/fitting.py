@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from resedge.artifacts import Artifact
 from resedge.bundle import Manifest
+from resedge.engines import BUILT_ON_DEVICE, GRAPHS, EngineName
 from resedge.errors import InputRefused, RuntimeUnavailable
-from resedge.protocols import BUILT_ON_DEVICE, GRAPHS, EngineName
 from resedge.shipping.wire import Facts
 
 # What is taken where nobody names an engine: the first that the bundle has and that fits.
@@ -34,7 +35,7 @@ def choose(manifest: Manifest, facts: Facts, wanted: EngineName | None = None) -
         RuntimeUnavailable: No runtime of these is on the device.
         InputRefused: One is, and the bundle does not fit; every reason is given.
     """
-    offered = [wanted] if wanted else [name for name in PREFERENCE if _is_offered(manifest, name)]
+    offered = [wanted] if wanted else [name for name in PREFERENCE if files_of(manifest, name)]
     refusals = {name: misfits(manifest, facts, name) for name in offered}
     for name, reasons in refusals.items():
         if not reasons:
@@ -51,9 +52,17 @@ def misfits(manifest: Manifest, facts: Facts, name: EngineName) -> tuple[str, ..
     return tuple(_misfits(manifest, facts, name))
 
 
+def files_of(manifest: Manifest, name: EngineName) -> tuple[Artifact, ...]:
+    """Return the files of a bundle that an engine is opened or built from."""
+    for engine in manifest.engines:
+        if (engine.runtime, engine.precision) == name and name[0] not in BUILT_ON_DEVICE:
+            return (engine.artifact, *engine.companions)
+    return tuple(a for a in manifest.files if a.path.as_posix() == GRAPHS.get(name))
+
+
 def _misfits(manifest: Manifest, facts: Facts, name: EngineName) -> Iterator[str]:
     runtime, precision = name
-    if not _is_offered(manifest, name):
+    if not files_of(manifest, name):
         yield "the bundle has neither this engine nor the graph that it is built from"
     if runtime not in manifest.target.runtimes:
         yield f"the bundle is for {', '.join(manifest.target.runtimes)}"
@@ -78,16 +87,6 @@ def _other_targets(manifest: Manifest, facts: Facts) -> Iterator[str]:
     ):
         if wanted is not None and not _is_version(found, wanted):
             yield f"it is for {what} {wanted}, and there is {found or 'none that is known'}"
-
-
-def _is_offered(manifest: Manifest, name: EngineName) -> bool:
-    """Whether a bundle has an engine, or the graph that it is built from; a plan is always built."""
-    if name not in GRAPHS:
-        return False
-    ready = {(engine.runtime, engine.precision) for engine in manifest.engines}
-    return (name in ready and name[0] not in BUILT_ON_DEVICE) or GRAPHS[name] in {
-        artifact.path.as_posix() for artifact in manifest.files
-    }
 
 
 def _is_here(facts: Facts, name: EngineName) -> bool:

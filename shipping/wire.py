@@ -338,6 +338,26 @@ def _raised(failure: Failure) -> ResedgeError:
     return error
 
 
+def limits_text(limits: Limits) -> str:
+    """Return limits as the agent's option takes them."""
+    return json.dumps(encode(limits))
+
+
+def read_limits(text: str) -> Limits:
+    """Return the limits that an option names; a key that is left out limits nothing.
+
+    Raises:
+        InputRefused: It is no JSON, has an unknown key, or a limit that is not above 0.
+    """
+    document = parse_json(text, "--limits")
+    given = dict(document) if isinstance(document, Mapping) else document
+    none = encode(Limits())
+    limits = decode(Limits, {**none, **given} if isinstance(given, dict) else given, "--limits")
+    if any(value is not None and value <= 0 for value in (limits.p50_ms, limits.p95_ms, limits.memory_bytes)):
+        raise InputRefused("a limit must be above 0.", where="--limits")
+    return limits
+
+
 # --- what is sent to a device --------------------------------------------------------------------
 
 

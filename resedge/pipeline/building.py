@@ -18,11 +18,12 @@ from resedge import bundle as bundles
 from resedge import files
 from resedge.artifacts import Engine, Latency
 from resedge.bundle import Bundle
+from resedge.engines import GRAPHS, EngineName
 from resedge.errors import InputRefused
 from resedge.golden import GOLDEN, read_golden
 from resedge.pipeline import measuring
 from resedge.pipeline.local import engines_folder, timing_folder
-from resedge.pipeline.options import GRAPHS, BuildingOptions, EngineName
+from resedge.pipeline.options import BuildingOptions
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.vouching import demand_vouched_graph
 from resedge.protocols import BuildOptions, Float32Array, RunOptions

@@ -22,11 +22,12 @@ from resedge.artifacts import (
     encode,
     sha256_json,
 )
+from resedge.engines import EngineName
 from resedge.golden import agreement, read_golden
 from resedge.images import ImageSet
 from resedge.pipeline.differing import Differences, differences
 from resedge.pipeline.energy import energy_and_settings, power_mode
-from resedge.pipeline.options import EngineName, Measuring
+from resedge.pipeline.options import Measuring
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.running import evaluate, evaluation_batch
 from resedge.pipeline.stages import EagerAnswers

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from resedge.engines import GRAPHS, EngineName
 from resedge.errors import UsageError
-from resedge.protocols import BUILT_ON_DEVICE as BUILT_ON_DEVICE
-from resedge.protocols import GRAPHS as GRAPHS
 from resedge.protocols import PRECISIONS
-from resedge.protocols import EngineName as EngineName
 
 # Nobody means these who names no backend: they serve on GPUs of desktops.
 ONLY_IF_NAMED = ("tensorrt_rtx",)
