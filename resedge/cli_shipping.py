@@ -38,7 +38,7 @@ def _reaching(command: F) -> F:
         click.option(
             "--root",
             metavar="DIR",
-            help="resedge's folder there.  [default: its $RESEDGE_DEVICE_ROOT or ~/.local/share/resedge-device]",
+            help="resedge's folder there.  [default: $RESEDGE_DEVICE_ROOT or ~/.local/share/resedge-device]",
         ),
         click.option(
             "-i",

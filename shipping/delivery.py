@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from resedge.artifacts import Artifact, canonical_json, encode, sha256_bytes
-from resedge.bundle import Bundle
+from resedge.artifacts import sha256_bytes
+from resedge.engines import EngineName
 from resedge.errors import InputRefused, MachineFailure, RuntimeUnavailable
-from resedge.protocols import BUILT_ON_DEVICE, GRAPHS, EngineName
 from resedge.shipping import fitting, remote, signing, wheels, wire
 from resedge.shipping.parcels import Parcel
 from resedge.shipping.remote import Remote, Survey
@@ -168,13 +167,8 @@ def _check_fit(parcel: Parcel, facts: wire.Facts, order: Order, where: str) -> E
 def _memory_needed(parcel: Parcel, engine: EngineName) -> int:
     """Return what an engine takes, roughly: twice its files, as read and as unpacked, and the libraries."""
     sizes = {file.sha256: file.size for file in parcel.files}
-    return BASE_MEMORY_BYTES + 2 * sum(sizes[file.sha256] for file in _files_of(parcel.bundle, engine))
-
-
-def _files_of(bundle: Bundle, name: EngineName) -> tuple[Artifact, ...]:
-    """Return the files of an engine, or the graph that the device builds it from."""
-    ready = None if name[0] in BUILT_ON_DEVICE else bundle.engine(*name)
-    return (ready.artifact, *ready.companions) if ready else (bundle.file(GRAPHS[name]),)
+    names = fitting.files_of(parcel.bundle.manifest, engine)
+    return BASE_MEMORY_BYTES + 2 * sum(sizes[file.sha256] for file in names)
 
 
 # --- sending -------------------------------------------------------------------------------------
@@ -249,7 +243,7 @@ async def _install(
 ) -> wire.Installed:
     arguments = ["install", parcel.digest, "--backend", ":".join(engine)]
     if order.limits != wire.Limits():
-        arguments += ["--limits", canonical_json(encode(order.limits))]
+        arguments += ["--limits", wire.limits_text(order.limits)]
     if order.confirm_command:
         arguments += ["--confirm-command", order.confirm_command]
     return await device.ask(wire.Installed, *arguments, on_progress=_steps(watch.step))
