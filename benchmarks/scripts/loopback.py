@@ -194,9 +194,15 @@ class Relay:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            far = socket.create_connection((LOOPBACK, self._to))
-            for source, target, counted in ((near, far, True), (far, near, False)):
-                threading.Thread(target=self._pump, args=(source, target, counted), daemon=True).start()
+            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        """Carry one connection until one of its sides ends it, or it is cut."""
+        with near, socket.create_connection((LOOPBACK, self._to)) as far:
+            back = threading.Thread(target=self._pump, args=(far, near, False), daemon=True)
+            back.start()
+            self._pump(near, far, True)
+            back.join()
 
     def _pump(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
         while True:
