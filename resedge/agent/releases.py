@@ -1,0 +1,137 @@
+"""The releases of a device: staged whole, checked against their signed manifest, and collected in time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from resedge import bundle as bundles
+from resedge import files
+from resedge.agent import admission, journal
+from resedge.agent.journal import Journal
+from resedge.agent.layout import Layout, link_or_copy, remove
+from resedge.bundle import Bundle, Manifest
+from resedge.errors import InputRefused, StaleArtifact
+
+_SEND_AGAIN = "Ship the bundle again."
+
+
+def manifest_of(layout: Layout, digest: str) -> Manifest:
+    """Return the manifest of a release.
+
+    Raises:
+        InputRefused: There is no such release, or it cannot be read.
+    """
+    return bundles.read(layout.bundle(digest)).manifest
+
+
+def stage(layout: Layout, digest: str, manifest: Manifest) -> None:
+    """Make a release of what has arrived; one that is there already stays, as `verify` comes next.
+
+    Raises:
+        InputRefused: Files are still missing.
+        MachineFailure: The disk is full or failing.
+    """
+    release = layout.release(digest)
+    if release.exists():
+        return
+    arrived = layout.arriving(digest)
+    _demand_all(arrived, manifest)
+    staged = release.with_name(f"{release.name}{files.ASIDE_SUFFIX}")
+    with files.disk_errors(staged):
+        bundle = staged / "bundle"
+        bundle.mkdir(parents=True)
+        for artifact in manifest.files:
+            target = bundle / artifact.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(arrived / "files" / artifact.sha256, target)
+        for name in (bundles.SIGNATURE, bundles.MANIFEST):
+            link_or_copy(arrived / name, bundle / name)
+        files.sync_tree(staged)
+        staged.rename(release)
+        files.sync_folder(layout.releases)
+
+
+def verify(layout: Layout, digest: str) -> Bundle:
+    """Check a release: the signature over its manifest, and every file against that.
+
+    Raises:
+        InputRefused: It is another manifest, or its signature does not hold.
+        StaleArtifact: A file is missing, changed, or not in the manifest.
+    """
+    folder = layout.bundle(digest)
+    found, manifest = admission.read_authentic(layout, folder)
+    if found != digest:
+        raise StaleArtifact("is not the manifest of this release.", where=str(folder), cure=_SEND_AGAIN)
+    bundle = bundles.read(folder)
+    if bundle.manifest != manifest:
+        raise StaleArtifact("changed while it was read.", where=str(folder), cure=_SEND_AGAIN)
+    bundles.check(bundle)
+    return bundle
+
+
+def drop_arrived(layout: Layout, digest: str) -> None:
+    """Remove what arrived of a bundle.
+
+    Raises:
+        MachineFailure, InputRefused: It cannot be removed.
+    """
+    _remove(layout.arriving(digest))
+
+
+def drop(layout: Layout, digest: str) -> None:
+    """Remove a release, which nothing may lead to.
+
+    Raises:
+        MachineFailure, InputRefused: It cannot be removed.
+    """
+    _remove(layout.release(digest))
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The releases that were dropped, and those that stay for an application that has them open."""
+
+    dropped: tuple[str, ...]
+    in_use: tuple[str, ...]
+
+
+def collect(layout: Layout, known: Journal, keep: int) -> Dropped:
+    """Drop releases beyond the last ones, and what was never committed; the caller is alone.
+
+    The one that serves stays, and so do those that an application holds open: it has a lock on the folder.
+    """
+    serving = layout.serving()
+    kept = {release.digest for release in known.releases[-keep:]} | {serving}
+    dropped, in_use = [], []
+    with files.disk_errors(layout.releases):
+        others = sorted(path.name for path in layout.releases.iterdir() if path.name not in kept)
+    for digest in others:
+        with suppress(TimeoutError), files.locked_folder(layout.release(digest), seconds=0):
+            known = journal.write(layout, known.without(digest))
+            drop(layout, digest)
+            dropped.append(digest)
+            continue
+        in_use.append(digest)
+    return Dropped(tuple(dropped), tuple(in_use))
+
+
+def _demand_all(arrived: Path, manifest: Manifest) -> None:
+    missing = [a.path for a in manifest.files if not (arrived / "files" / a.sha256).is_file()]
+    if missing:
+        raise InputRefused(
+            f"{len(missing)} of {len(manifest.files)} files have not arrived, {missing[0]} among them.",
+            where=arrived.name[:12],
+            cure=_SEND_AGAIN,
+        )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder: out of sight in one step, then piece by piece."""
+    with files.disk_errors(folder, "cannot be removed"):
+        if folder.exists():
+            aside = folder.with_name(f"{folder.name}{files.ASIDE_SUFFIX}")
+            remove(aside)
+            folder.rename(aside)
+            remove(aside)
