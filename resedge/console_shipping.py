@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resedge.shipping.delivery import Delivered
 
 _DIGITS = 12
+_WHOLE = ("device", "result", "release", "before")
 _STYLES = {
     "updated": "green",
     "unchanged": "green",
@@ -88,9 +89,9 @@ class Fleet:
 
 def print_shipped(outcomes: Sequence[Outcome[Delivered]]) -> None:
     """Print a line a device: what came of it, what serves, the trial, and why."""
-    from resedge.pipeline.shipping import reason_of, result_of
+    from resedge.pipeline.shipping import engine_of, reason_of, result_of
 
-    table = _table("device", "result", "release", "engine", "trial", "sent", "seconds", "")
+    table = _table("device", "result", "release", "engine", "trial", "sent", "seconds")
     for outcome in outcomes:
         answer, result = outcome.answer, result_of(outcome)
         installed = answer.installed if answer else None
@@ -98,13 +99,12 @@ def print_shipped(outcomes: Sequence[Outcome[Delivered]]) -> None:
             escape(outcome.host),
             f"[{_STYLES[result]}]{result}[/]" if _STYLES[result] else result,
             (installed.serving or "-")[:_DIGITS] if installed else "-",
-            escape(":".join(answer.engine)) if answer and answer.engine else "-",
+            escape(engine_of(outcome) or "-"),
             escape(_trial(installed.trial)) if installed else "-",
             f"{outcome.sent_bytes / 1e6:.1f} MB",
             f"{outcome.seconds:.1f}",
-            escape(reason_of(outcome)),
         )
-    Console(highlight=False).print(table)
+    _print(table, [(outcome.host, reason_of(outcome)) for outcome in outcomes])
 
 
 def print_facts(outcomes: Sequence[Outcome[Delivered]]) -> None:
@@ -116,7 +116,7 @@ def print_facts(outcomes: Sequence[Outcome[Delivered]]) -> None:
 
 def print_statuses(asked: Sequence[Outcome[wire.Status]]) -> None:
     """Print a line a device: what serves, since when, its last trial, and what is under way or failed."""
-    table = _table("device", "serves", "release", "counter", "since", "trial", "kept", "")
+    table = _table("device", "serves", "release", "counter", "since", "trial", "kept")
     for outcome in asked:
         status = outcome.answer
         serving = status.serving if status else None
@@ -128,14 +128,13 @@ def print_statuses(asked: Sequence[Outcome[wire.Status]]) -> None:
             escape(serving.since) if serving else "-",
             escape(_trial(serving.trial)) if serving else "-",
             str(len(status.releases)) if status else "-",
-            escape(str(outcome.error) if outcome.error else _trouble(status)),
         )
-    Console(highlight=False).print(table)
+    _print(table, [(one.host, str(one.error) if one.error else _trouble(one.answer)) for one in asked])
 
 
 def print_rollbacks(turned: Sequence[Outcome[wire.RolledBack]]) -> None:
     """Print a line a device: what serves now, and what served before."""
-    table = _table("device", "serves", "release", "before", "")
+    table = _table("device", "serves", "release", "before")
     for outcome in turned:
         answer = outcome.answer
         table.add_row(
@@ -143,16 +142,24 @@ def print_rollbacks(turned: Sequence[Outcome[wire.RolledBack]]) -> None:
             escape(f"{answer.serving.model}, {answer.serving.engine}") if answer else "-",
             escape(answer.serving.digest[:_DIGITS]) if answer else "-",
             escape((answer.previous or "-")[:_DIGITS]) if answer else "-",
-            escape(str(outcome.error or "")),
         )
-    Console(highlight=False).print(table)
+    _print(table, [(outcome.host, str(outcome.error or "")) for outcome in turned])
 
 
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in _WHOLE)
     return table
+
+
+def _print(table: Table, remarks: Sequence[tuple[str, str]]) -> None:
+    """Print a table, and under it what is to be said of each device."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for host, remark in remarks:
+        if remark:
+            console.print(f"[bold]{escape(host)}[/bold]: {escape(remark)}")
 
 
 def _trial(trial: wire.Trial | None) -> str:

@@ -90,7 +90,7 @@ async def deliver(parcel: Parcel, device: Remote, order: Order, watch: Watch) ->
     facts = await device.ask(wire.Facts, "probe")
     engine = _check_fit(parcel, facts, order, device.where)
     await _send(parcel, device, facts, watch)
-    installed = await _install(parcel, device, engine, order, watch)
+    installed = await _install(parcel, device, order, watch)
     if installed.outcome != "rejected":
         await device.ask(wire.Collected, "collect", "--keep", str(order.keep))
     return Delivered(survey, facts, engine, installed)
@@ -238,10 +238,11 @@ async def _send(parcel: Parcel, device: Remote, facts: wire.Facts, watch: Watch)
         )
 
 
-async def _install(
-    parcel: Parcel, device: Remote, engine: EngineName, order: Order, watch: Watch
-) -> wire.Installed:
-    arguments = ["install", parcel.digest, "--backend", ":".join(engine)]
+async def _install(parcel: Parcel, device: Remote, order: Order, watch: Watch) -> wire.Installed:
+    """Have the bundle installed; an engine that nobody named is left to the device, which keeps its choice."""
+    arguments = ["install", parcel.digest]
+    if order.engine:
+        arguments += ["--backend", ":".join(order.engine)]
     if order.limits != wire.Limits():
         arguments += ["--limits", wire.limits_text(order.limits)]
     if order.confirm_command:

@@ -210,6 +210,15 @@ def exit_code(outcome: Outcome[T]) -> int:
     return REJECTED if installed and installed.outcome == "rejected" else 0
 
 
+def engine_of(outcome: Outcome[Delivered]) -> str | None:
+    """Return the engine that was tried on a device, or that would be; None where it did not come to that."""
+    answer = outcome.answer
+    if answer is None:
+        return None
+    trial = answer.installed.trial if answer.installed else None
+    return trial.engine if trial else ":".join(answer.engine) if answer.engine else None
+
+
 def worst_of(outcomes: Sequence[Outcome[T]]) -> int:
     """Return the exit code of the worst of several devices."""
     return worst(exit_code(outcome) for outcome in outcomes)
@@ -235,7 +244,9 @@ def reason_of(outcome: Outcome[Delivered]) -> str:
         return str(outcome.error)
     assert outcome.answer is not None
     installed = outcome.answer.installed
-    return (installed.reason or "") if installed else "; ".join(outcome.answer.plan)
+    if installed is None:
+        return f"would be sent: {'; '.join(outcome.answer.plan) or 'nothing'}"
+    return installed.reason or ""
 
 
 # --- side by side --------------------------------------------------------------------------------
@@ -347,10 +358,9 @@ def _sentence(delivered: Delivered) -> str:
     installed = delivered.installed
     if installed is None:
         return f"would be sent: {'; '.join(delivered.plan) or 'nothing'}"
-    if installed.outcome == "rejected":
-        return f"rejected, {installed.serving or 'nothing'} serves: {installed.reason}"
-    engine = ":".join(delivered.engine) if delivered.engine else ""
-    return f"{_RESULTS[installed.outcome]}, serves {installed.digest[:12]} with {engine}"
+    serving = f"{(installed.serving or 'nothing')[:12]} serves"
+    reason = f": {installed.reason}" if installed.reason else ""
+    return f"{_RESULTS[installed.outcome]}, {serving}{reason}"
 
 
 def _document(parcel: Parcel, outcomes: Sequence[Outcome[Delivered]]) -> JsonValue:
@@ -373,7 +383,7 @@ def _row(outcome: Outcome[Delivered]) -> JsonValue:
         "result": result_of(outcome),
         "exit_code": exit_code(outcome),
         "reason": reason_of(outcome),
-        "engine": ":".join(answer.engine) if answer and answer.engine else None,
+        "engine": engine_of(outcome),
         "installed": encode(answer.installed) if answer else None,
         "facts": encode(answer.facts) if answer else None,
         "sent_bytes": outcome.sent_bytes,
