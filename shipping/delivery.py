@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from resedge.artifacts import sha256_bytes
+from resedge.engines import EngineName
 from resedge.errors import InputRefused, MachineFailure, RuntimeUnavailable
-from resedge.protocols import EngineName
-from resedge.shipping import fitting, moments, remote, signing, wheels, wire
+from resedge.shipping import fitting, remote, signing, wheels, wire
 from resedge.shipping.parcels import Parcel
 from resedge.shipping.remote import Remote, Survey
 from resedge.shipping.wheels import Wheels
@@ -110,7 +111,7 @@ def _check_trust(parcel: Parcel, survey: Survey, order: Order, where: str) -> No
         raise InputRefused(
             "trusts no key yet.", where=where, cure="Have it trust the owner's key once: --trust KEY.pub."
         )
-    if wanted is not None and signers != wanted:
+    if wanted is not None and wanted not in signers.splitlines(keepends=True):
         raise remote.another_key(where)
     with tempfile.TemporaryDirectory(prefix="resedge-signers-") as folder:
         path = Path(folder) / "allowed_signers"
@@ -164,7 +165,7 @@ def _check_fit(parcel: Parcel, facts: wire.Facts, order: Order, where: str) -> E
 
 
 def _memory_needed(parcel: Parcel, engine: EngineName) -> int:
-    """Return what an engine takes, roughly: twice its files, which are read and unpacked, and the libraries."""
+    """Return what an engine takes, roughly: twice its files, as read and as unpacked, and the libraries."""
     sizes = {file.sha256: file.size for file in parcel.files}
     names = fitting.files_of(parcel.bundle.manifest, engine)
     return BASE_MEMORY_BYTES + 2 * sum(sizes[file.sha256] for file in names)
@@ -181,7 +182,7 @@ async def _rehearse(parcel: Parcel, device: Remote, survey: Survey, order: Order
     if order.wheels:
         plan.append(f"{len(order.wheels.files)} wheels, {_megabytes(order.wheels.size)}")
     facts, engine = None, None
-    if survey.has_agent and not plan:
+    if _has_agent(parcel, survey) and not plan:
         facts = await device.ask(wire.Facts, "probe")
         engine = _check_fit(parcel, facts, order, device.where)
     else:
@@ -199,9 +200,13 @@ async def _prepare(parcel: Parcel, device: Remote, survey: Survey, order: Order,
         await device.trust(signing.allowed_signers(order.trust), replace=order.replace_trust)
     if order.wheels:
         await wheels.install(order.wheels, device, watch.step)
-    if not survey.has_agent:
+    if not _has_agent(parcel, survey):
         watch.step("sending the agent")
         await device.send_agent(parcel.agent, parcel.agent_signature)
+
+
+def _has_agent(parcel: Parcel, survey: Survey) -> bool:
+    return (survey.agent, survey.signature) == (parcel.agent_digest, sha256_bytes(parcel.agent_signature))
 
 
 async def _send(parcel: Parcel, device: Remote, facts: wire.Facts, watch: Watch) -> None:
@@ -215,7 +220,7 @@ async def _send(parcel: Parcel, device: Remote, facts: wire.Facts, watch: Watch)
     begun = await device.ask(wire.Begun, "begin", feed=parcel.request)
     missing = begun.missing
     _check_disk(begun.missing_bytes, facts.disk_free, device.where)
-    refused: tuple[str, ...] = ()
+    refused: Sequence[str] = ()
     for _ in range(_MOST_ROUNDS):
         if not missing:
             return
@@ -225,8 +230,9 @@ async def _send(parcel: Parcel, device: Remote, facts: wire.Facts, watch: Watch)
         received = await device.ask(wire.Received, "receive", parcel.digest, feed=frames)
         missing, refused = received.missing, received.refused
     if missing:
+        reason = "; ".join(refused) or "chunks got lost"
         raise InputRefused(
-            f"did not take the bundle in {_MOST_ROUNDS} attempts ({'; '.join(refused) or 'chunks got lost'}).",
+            f"did not take the bundle in {_MOST_ROUNDS} attempts ({reason}).",
             where=device.where,
             cure="See whether its disk and the connection are sound, and run the same command again.",
         )

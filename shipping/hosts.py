@@ -39,7 +39,7 @@ def parse(text: str) -> Host:
     found = _FORM.fullmatch(text)
     name = (found["literal"] or found["name"]) if found else ""
     port = int(found["port"]) if found and found["port"] else None
-    if found is None or name.startswith("-") or not 0 < (port or 1) < 65536:
+    if found is None or name.startswith("-") or not (port is None or 0 < port < 65536):
         raise UsageError(
             f"{text!r} names no device.", cure="Write [user@]host[:port], such as nano@10.0.0.7."
         )

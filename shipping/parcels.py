@@ -54,7 +54,7 @@ class Parcel:
     async def frames(
         self, missing: Sequence[wire.Missing], sent: Callable[[int], None]
     ) -> AsyncIterator[bytes]:
-        """Yield the frames of chunks that a device does not hold; `sent` is told each chunk's bytes afterwards.
+        """Yield the frames of chunks that a device does not hold; `sent` is told the bytes of each behind it.
 
         Raises:
             StaleArtifact: A file has become shorter; a changed one is refused by the device.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from resedge.artifacts import sha256_bytes
 from resedge.errors import InputRefused, MachineFailure, RuntimeUnavailable
 from resedge.shipping import signing, wire
 from resedge.shipping.ssh import Device, Feed, Ran
@@ -23,7 +24,7 @@ LEAST_PYTHON: Final = (3, 10)
 
 _CURRENT: Final = "current.pyz"
 _UNVERIFIED: Final = 97
-_TRUSTED_ALREADY: Final = 98
+_THERE_ALREADY: Final = 98
 _NO_AGENT: Final = 99
 
 T = TypeVar("T")
@@ -37,26 +38,23 @@ say machine "$(uname -m)"
 say python "$("$python" -c 'import platform; print(platform.python_version())' 2>/dev/null)"
 say keygen "$(command -v ssh-keygen)"
 say signers "$(cat "$root/trust/allowed_signers" 2>/dev/null | tr '\\n' '|')"
-[ -f "$root/agent/$agent.pyz" ] && [ -f "$root/agent/$agent.pyz.sig" ] && say agent "$agent"
+file=$root/agent/$agent.pyz
+say agent "$(cat "$file" 2>/dev/null | sha256sum | cut -c -64)"
+say signature "$(cat "$file.sig" 2>/dev/null | sha256sum | cut -c -64)"
 place=$root; while [ ! -d "$place" ]; do place=$(dirname "$place"); done
 say disk "$(df -Pk "$place" | awk 'NR == 2 { print $4 }')"
 say memory "$(awk '$1 == "MemAvailable:" { print $2 }' "${RESEDGE_SYSROOT:-}/proc/meminfo" 2>/dev/null)"
 say l4t "$(head -n 1 "${RESEDGE_SYSROOT:-}/etc/nv_tegra_release" 2>/dev/null)"
 """
-_TRUST: Final = """
-set -e; umask 022
-mkdir -p "$root/trust"; chmod 700 "$root"
-aside=$root/trust/.signers.$$; trap 'rm -f "$aside"' EXIT
-cat > "$aside"; sync "$aside" 2>/dev/null || sync
-if [ "$replace" = yes ]; then mv -f "$aside" "$root/trust/allowed_signers"
-else ln "$aside" "$root/trust/allowed_signers" || { [ -e "$root/trust/allowed_signers" ] && exit 98; exit 1; }; fi
-"""
 _PUT: Final = """
 set -e; umask 077
-mkdir -p "$root/$folder"
+target=$root/$folder/$name; mkdir -p "$root/$folder"
 aside=$root/$folder/.$name.$$; trap 'rm -f "$aside"' EXIT
-cat > "$aside"; sync "$aside" 2>/dev/null || sync
-mv -f "$aside" "$root/$folder/$name"
+cat > "$aside"
+[ "$(sha256sum < "$aside" | cut -c -64)" = "$digest" ] || { echo 'it arrived damaged' >&2; exit 1; }
+sync "$aside" 2>/dev/null || sync
+if [ "$replace" = yes ]; then mv -f "$aside" "$target"; exit; fi
+ln "$aside" "$target" || { [ -e "$target" ] && exit 98; exit 1; }
 """
 _LINK: Final = """
 set -e
@@ -84,8 +82,8 @@ ssh-keygen -Y verify -f "$root/trust/allowed_signers" -I "$principal" -n "$names
 class Survey:
     """What plain sh says of a device; None where it does not know.
 
-    `signers` is the content of the file of trusted keys, `has_agent` whether the agent that was asked for is
-    there; bytes.
+    `signers` is the content of the file of trusted keys; `agent` and `signature` are the digests of what lies
+    where the agent that was asked for belongs. Bytes.
     """
 
     root: str
@@ -93,7 +91,8 @@ class Survey:
     python: str | None
     keygen: bool
     signers: str | None
-    has_agent: bool
+    agent: str
+    signature: str
     disk_free: int | None
     memory_available: int | None
     l4t: str | None
@@ -123,7 +122,7 @@ class Remote:
             InputRefused: It answers otherwise than a POSIX shell would.
             DeviceUnreachable: The connection broke.
         """
-        ran = await self._sh(_SURVEY)
+        ran = await self.sh(_SURVEY)
         found = dict(
             line.split("=", 1) for line in ran.output.decode(errors="replace").splitlines() if "=" in line
         )
@@ -133,14 +132,15 @@ class Remote:
                 where=self.where,
                 cure="resedge ships to Linux devices with sh, coreutils and OpenSSH.",
             )
-        signers = found.get("signers", "").replace("|", "\n")
+        signers = found.get("signers", "").replace("|", "\n")  # no key has one
         return Survey(
             root=found["root"],
             machine=found.get("machine") or None,
             python=found.get("python") or None,
             keygen=bool(found.get("keygen")),
             signers=signers or None,
-            has_agent="agent" in found,
+            agent=found.get("agent", ""),
+            signature=found.get("signature", ""),
             disk_free=_kilobytes(found.get("disk", "")),
             memory_available=_kilobytes(found.get("memory", "")),
             l4t=found.get("l4t") or None,
@@ -153,20 +153,20 @@ class Remote:
             InputRefused: One stands there already.
             MachineFailure: It cannot be written.
         """
-        ran = await self._sh(_TRUST, {"replace": "yes" if replace else "no"}, signers.encode())
-        if ran.code == _TRUSTED_ALREADY:
+        content = signers.encode()
+        ran = await self._put("trust", "allowed_signers", content, sha256_bytes(content), replace=replace)
+        if ran.code == _THERE_ALREADY:
             raise another_key(self.where)
         self._demand(ran, "the trusted key cannot be written")
 
-    async def put(self, folder: str, name: str, content: Feed | bytes) -> None:
-        """Write a file below the root, atomically.
+    async def put(self, folder: str, name: str, content: Feed | bytes, digest: str) -> None:
+        """Write a file below the root, atomically; its bytes are compared with a digest there.
 
         Raises:
-            MachineFailure: It cannot be written.
+            MachineFailure: It cannot be written, or arrived damaged.
         """
-        self._demand(
-            await self._sh(_PUT, {"folder": folder, "name": name}, content), f"{name} cannot be written"
-        )
+        ran = await self._put(folder, name, content, digest)
+        self._demand(ran, f"{name} cannot be written")
 
     async def send_agent(self, agent: bytes, signature: bytes) -> None:
         """Put the agent on the device, and let the link to the newest lead to it.
@@ -174,9 +174,9 @@ class Remote:
         Raises:
             MachineFailure: It cannot be written.
         """
-        await self.put("agent", f"{self.agent}.pyz", agent)
-        await self.put("agent", f"{self.agent}.pyz.sig", signature)
-        self._demand(await self._sh(_LINK), "the agent cannot be put in its place")
+        await self.put("agent", f"{self.agent}.pyz", agent, sha256_bytes(agent))
+        await self.put("agent", f"{self.agent}.pyz.sig", signature, sha256_bytes(signature))
+        self._demand(await self.sh(_LINK), "the agent cannot be put in its place")
 
     async def ask(
         self,
@@ -202,7 +202,7 @@ class Remote:
 
         call = shlex.join(arguments)
         script = f'{_AGENT}exec "$python" "$file" {arguments[0]} --root "$root" {shlex.join(arguments[1:])}'
-        ran = await self._sh(
+        ran = await self.sh(
             script.rstrip(),
             {"principal": signing.PRINCIPAL, "namespace": signing.AGENT_NAMESPACE},
             feed,
@@ -228,7 +228,7 @@ class Remote:
             )
         return wire.read_answer(kind, ran.output.decode(errors="replace"), self.where)
 
-    async def _sh(
+    async def sh(
         self,
         script: str,
         variables: Mapping[str, str] | None = None,
@@ -244,6 +244,18 @@ class Remote:
         }
         set_up = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
         return await self.device.run(f"exec sh -c {shlex.quote(set_up + _ROOT + script)}", feed, on_line)
+
+    async def _put(
+        self,
+        folder: str,
+        name: str,
+        content: Feed | bytes,
+        digest: str,
+        *,
+        replace: bool = True,
+    ) -> Ran:
+        where = {"folder": folder, "name": name, "digest": digest, "replace": "yes" if replace else "no"}
+        return await self.sh(_PUT, where, content)
 
     def _demand(self, ran: Ran, what: str) -> None:
         if ran.code != 0:

@@ -157,9 +157,8 @@ def _verified(path: Path, signers: Path, public: Path) -> Signed:
 
 def _agent_files(folder: Path, key: Path) -> dict[str, Artifact]:
     """Write the agent and its signature into a folder; return both by their place in the bundle."""
-    agent = folder / "agent.pyz"
-    zipapp.write(agent)
-    signature = folder / "agent.pyz.sig"
+    agent, signature = folder / "agent.pyz", folder / "agent.pyz.sig"
+    agent.write_bytes(zipapp.build())
     signature.write_bytes(signing.sign(agent.read_bytes(), key, signing.AGENT_NAMESPACE))
     digest = sha256_file(agent)
     return {

@@ -36,6 +36,16 @@ COMMANDS = (
     "cache",
     "cache show",
     "cache clear",
+    "bundle",
+    "bundle pack",
+    "bundle unpack",
+    "keys",
+    "keys generate",
+    "keys sign",
+    "keys verify",
+    "ship",
+    "status",
+    "rollback",
 )
 
 
