@@ -18,8 +18,6 @@ from resedge.errors import InputRefused
 from resedge.gate import check_safetensors
 from resedge.protocols import Float32Array
 
-GOLDEN: Final = "golden/golden.safetensors"
-THRESHOLDS: Final = "golden/trial.json"
 THRESHOLDS_VERSION: Final = 1
 
 

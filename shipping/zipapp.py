@@ -21,6 +21,7 @@ PACKAGE: Final = "resedge"
 ROOTS: Final = (
     "resedge.agent.__main__",
     "resedge.agent.child",
+    "resedge.agent.opening",
     "resedge.runtimes.onnxruntime",
     "resedge.runtimes.openvino",
     "resedge.runtimes.tensorrt",

@@ -36,6 +36,14 @@ def rtx_layers() -> Callable[[Artifact], Layers]:
 
 
 @pytest.fixture(scope="session")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401 - Maker
+    """Makes small signed bundles that a runtime can run; see tests/shipping/real_bundles.py."""
+    pytest.importorskip("onnx")
+    defined = runpy.run_path(str(Path(__file__).parent / "shipping" / "real_bundles.py"))
+    return defined["Maker"](tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
 def doubles() -> Mapping[str, Any]:
     """What the doubles' files define."""
     return {

@@ -1,4 +1,4 @@
-"""Which bundles a device takes: signed by a key that it trusts, not expired, and not older than what it had."""
+"""Which bundles a device takes: signed by a key that it trusts, not expired, no older than what it had."""
 
 from __future__ import annotations
 

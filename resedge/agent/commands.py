@@ -30,9 +30,7 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 def run(arguments: Sequence[str]) -> int:
     """Obey one command line; return the exit code."""
-    signal.signal(
-        signal.SIGHUP, signal.SIG_IGN
-    )  # the workstation may go; what was begun is brought to an end
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the workstation may go; what was begun comes to its end
     try:
         options = _parser().parse_args(arguments)
         layout = layouts.find(options.root)

@@ -20,8 +20,6 @@ from resedge.shipping import wire
 ENGINE: Final = Path("engine", "engine.json")
 _TRIAL: Final = "trial.json"
 _TRIAL_SECONDS: Final = 600.0
-_GOLDEN: Final = "golden/golden.safetensors"
-_THRESHOLDS: Final = "golden/trial.json"
 
 
 def build(layout: Layout, digest: str, bundle: Bundle, name: EngineName) -> Engine:
@@ -98,7 +96,7 @@ def replay(release: Path, bundle: Bundle, engine: Engine, limits: wire.Limits) -
     Raises:
         ResedgeError: As `try_out`.
     """
-    golden, thresholds = (_named(bundle, name) for name in (_GOLDEN, _THRESHOLDS))
+    golden, thresholds = (_named(bundle, name) for name in (bundles.GOLDEN, bundles.THRESHOLDS))
     request = children.Replay(str(release), engine, golden, thresholds, limits)
     return children.ask(wire.Trial, request, _TRIAL_SECONDS)
 

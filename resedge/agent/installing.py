@@ -20,7 +20,7 @@ from resedge.agent.journal import Journal
 from resedge.agent.layout import Layout
 from resedge.bundle import Bundle
 from resedge.engines import EngineName
-from resedge.errors import BuildFailed, InputRefused, MachineFailure, NotFinite, ResedgeError
+from resedge.errors import BuildFailed, InputRefused, MachineFailure, NotFinite, ResedgeError, StaleArtifact
 from resedge.shipping import fitting, moments, wire
 
 CONFIRM_SECONDS: Final = 60.0
@@ -73,8 +73,15 @@ class Course:
             self.layout.point(self._operation.previous)
         self.known = journal.write(self.layout, self.known.failed(self.digest, failed_in, reason))
 
-    def forget(self, *, arrived: bool) -> None:
-        """Remove a release that came to nothing, unless it was committed once, and what `arrived` of it."""
+    def forget(self, *, damaged: bool = False, arrived: bool = False) -> None:
+        """Remove a release that came to nothing, unless it serves or was committed once and is not damaged.
+
+        Args:
+            damaged: It is not what was committed any more.
+            arrived: Remove what has arrived of the bundle, too.
+        """
+        if damaged and self.layout.serving() != self.digest:
+            self.known = journal.write(self.layout, self.known.without(self.digest))
         if self.known.release(self.digest) is None and self.layout.serving() != self.digest:
             releases.drop(self.layout, self.digest)
         if arrived:
@@ -95,15 +102,15 @@ def install(layout: Layout, order: Order, tell: Tell) -> wire.Installed:
         if committed is not None:
             _demand_same_engine(committed, order)
             if layout.serving() == order.digest and known.operation is None:
-                trial = engines.read_trial(layout, order.digest)
-                return wire.Installed(order.digest, "unchanged", (), trial, None, order.digest)
+                return _unchanged(layout, order.digest)
         course = _begun(layout, known, order.digest, tell)
         try:
             return _walk(course, order)
         except ResedgeError as error:
             course.retreat(str(error))
             # What was refused is of no use; where the machine failed, a second attempt finds all in place.
-            course.forget(arrived=isinstance(error, InputRefused))
+            refused = isinstance(error, InputRefused)
+            course.forget(damaged=isinstance(error, StaleArtifact), arrived=refused)
             raise
 
 
@@ -130,11 +137,18 @@ def recover(layout: Layout, tell: Tell, *, but: str | None = None) -> Journal:
     course = Course(layout, known, operation, tell)
     interrupted = f"was interrupted in the state {operation.state}"
     if layout.serving() == operation.digest and operation.state != "rollback":
-        _settle(course, Order(operation.digest))
+        _settle_or_retreat(course, Order(operation.digest))
     else:
         course.retreat(interrupted)
-        course.forget(arrived=False)
+        course.forget()
     return course.known
+
+
+def _unchanged(layout: Layout, digest: str) -> wire.Installed:
+    """Answer for a release that serves already, once its files are seen to be what they were."""
+    releases.verify(layout, digest)
+    releases.drop_arrived(layout, digest)
+    return wire.Installed(digest, "unchanged", (), engines.read_trial(layout, digest), None, digest)
 
 
 def _begun(layout: Layout, known: Journal, digest: str, tell: Tell) -> Course:
@@ -186,6 +200,17 @@ def _settle(course: Course, order: Order) -> wire.Installed:
     )
     releases.drop_arrived(layout, digest)
     return wire.Installed(digest, "committed", tuple(course.states), trial, None, layout.serving())
+
+
+def _settle_or_retreat(course: Course, order: Order) -> None:
+    """Confirm what has switched; go back from what is refused, and not for want of disk or memory."""
+    try:
+        _settle(course, order)
+    except MachineFailure:
+        raise
+    except ResedgeError as error:
+        course.retreat(str(error))
+        course.forget(damaged=isinstance(error, StaleArtifact))
 
 
 def _rejected(course: Course, trial: wire.Trial | None, reason: str) -> wire.Installed:

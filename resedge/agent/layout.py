@@ -1,7 +1,7 @@
 """Where things are on a device, and who may touch them.
 
     trust/allowed_signers        the keys that the owner trusts
-    incoming/DIGEST/             a bundle on its way: manifest.json, manifest.sig, offer.json, files/SHA256[.part]
+    incoming/DIGEST/             a bundle on its way: its signed manifest, offer.json, files/SHA256[.part]
     releases/DIGEST/             bundle/, engine/ and trial.json
     current                      a link to the release that serves
     state.json                   what was done, and what is being done
@@ -86,7 +86,7 @@ class Layout:
             InputRefused: It is no link, or leads elsewhere.
         """
         try:
-            target = Path(os.readlink(self.current))
+            target = self.current.readlink()
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -13,6 +13,7 @@ from resedge.agent.journal import Journal
 from resedge.agent.layout import Layout, link_or_copy, remove
 from resedge.bundle import Bundle, Manifest
 from resedge.errors import InputRefused, StaleArtifact
+from resedge.shipping.chunks import is_digest
 
 _SEND_AGAIN = "Ship the bundle again."
 
@@ -53,17 +54,29 @@ def stage(layout: Layout, digest: str, manifest: Manifest) -> None:
         files.sync_folder(layout.releases)
 
 
-def verify(layout: Layout, digest: str) -> Bundle:
-    """Check a release: the signature over its manifest, and every file against that.
+def authentic_manifest(layout: Layout, digest: str) -> Manifest:
+    """Return the manifest of a release, its signature checked; its files are not looked at.
 
     Raises:
-        InputRefused: It is another manifest, or its signature does not hold.
-        StaleArtifact: A file is missing, changed, or not in the manifest.
+        InputRefused: Its signature does not hold.
+        StaleArtifact: It is another manifest.
     """
     folder = layout.bundle(digest)
     found, manifest = admission.read_authentic(layout, folder)
     if found != digest:
         raise StaleArtifact("is not the manifest of this release.", where=str(folder), cure=_SEND_AGAIN)
+    return manifest
+
+
+def verify(layout: Layout, digest: str) -> Bundle:
+    """Check a release: the signature over its manifest, and every file against that.
+
+    Raises:
+        InputRefused: Its signature does not hold.
+        StaleArtifact: It is another manifest, or a file is missing, changed, or not in the manifest.
+    """
+    folder = layout.bundle(digest)
+    manifest = authentic_manifest(layout, digest)
     bundle = bundles.read(folder)
     if bundle.manifest != manifest:
         raise StaleArtifact("changed while it was read.", where=str(folder), cure=_SEND_AGAIN)
@@ -106,8 +119,8 @@ def collect(layout: Layout, known: Journal, keep: int) -> Dropped:
     kept = {release.digest for release in known.releases[-keep:]} | {serving}
     dropped, in_use = [], []
     with files.disk_errors(layout.releases):
-        others = sorted(path.name for path in layout.releases.iterdir() if path.name not in kept)
-    for digest in others:
+        there = {path.name for path in layout.releases.iterdir() if is_digest(path.name)}
+    for digest in sorted(there - kept):
         with suppress(TimeoutError), files.locked_folder(layout.release(digest), seconds=0):
             known = journal.write(layout, known.without(digest))
             drop(layout, digest)

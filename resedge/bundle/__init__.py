@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from resedge.bundle.manifest import AGENT as AGENT
 from resedge.bundle.manifest import AGENT_SIGNATURE as AGENT_SIGNATURE
+from resedge.bundle.manifest import GOLDEN as GOLDEN
 from resedge.bundle.manifest import MANIFEST as MANIFEST
 from resedge.bundle.manifest import SIGNATURE as SIGNATURE
+from resedge.bundle.manifest import THRESHOLDS as THRESHOLDS
 from resedge.bundle.manifest import Bundle as Bundle
 from resedge.bundle.manifest import Manifest as Manifest
 from resedge.bundle.manifest import ModelInfo as ModelInfo

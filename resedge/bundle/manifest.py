@@ -11,6 +11,8 @@ from resedge.errors import InputRefused
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+GOLDEN = "golden/golden.safetensors"
+THRESHOLDS = "golden/trial.json"
 AGENT = "device/resedge-agent.pyz"
 AGENT_SIGNATURE = "device/resedge-agent.pyz.sig"
 

@@ -22,7 +22,7 @@ from resedge.calibration.walk import signal_to_noise
 from resedge.calibration.watchpoints import Watchpoint, watchpoints
 from resedge.engines import GRAPHS
 from resedge.errors import RuntimeUnavailable
-from resedge.golden import GOLDEN, read_golden
+from resedge.golden import read_golden
 from resedge.pipeline.explaining import COARSE
 from resedge.pipeline.extras import require_modules
 from resedge.pipeline.inspecting import SATURATES, saturates_here
@@ -100,7 +100,7 @@ def compare(
     found = find_engine(bundle, name)
     if name[1] == "int8" and saturates_here(bundle):
         reporter.warn(SATURATES)
-    golden = read_golden(bundle.file(GOLDEN))
+    golden = read_golden(bundle.file(bundles.GOLDEN))
     images, logits = (part[:_MOST_IMAGES] for part in golden)
     graph = bundle.file(GRAPHS[name])
     subject = Subject(found, graph, float_graph(bundle, graph))
