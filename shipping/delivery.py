@@ -239,7 +239,7 @@ async def _send(parcel: Parcel, device: Remote, facts: wire.Facts, watch: Watch)
 
 
 async def _install(parcel: Parcel, device: Remote, order: Order, watch: Watch) -> wire.Installed:
-    """Have the bundle installed; an engine that nobody named is left to the device, which keeps its choice."""
+    """Have the bundle installed; an engine that nobody named is the choice of the device, which keeps it."""
     arguments = ["install", parcel.digest]
     if order.engine:
         arguments += ["--backend", ":".join(order.engine)]
