@@ -107,6 +107,7 @@ def test_what_cannot_be_meant_is_refused(bundle: Bundle, tmp_path: Path) -> None
     refused(run("ship", bundle.path, "nano", "nano"), 2, "nano is named twice")
     refused(run("ship", bundle.path, "nano:99999"), 2, "names no device")
     refused(run("ship", bundle.path, "nano", "--replace-trust"), 2, "--trust KEY.pub")
+    refused(run("status", "nano", "--root", "~/here"), 2, "not an absolute path")
     refused(run("ship", bundle.path, "nano", "--backend", "openvino"), 2, "names no precision")
     refused(run("ship", bundle.path, "nano", "--json", tmp_path / "none/f"), 2, "--json", "is not a folder")
     refused(run("ship", bundle.path, "nano", "--bootstrap", tmp_path), 5, "has no wheels")
