@@ -50,8 +50,8 @@ def inspect(path: Path) -> list[Line]:
     shape = ", ".join(str(size) for size in model.input.shape)
     signed = "not signed"
     if manifest.signing is not None and (path / bundles.SIGNATURE).exists():
-        key = f"signed {manifest.signed_at} as with {manifest.signing.key}"
-        signed = f"{key}, expires {manifest.expires} (`resedge keys verify` checks it)"
+        says = f"says that {manifest.signing.key} signed it at {manifest.signed_at}"
+        signed = f"{says}, expires {manifest.expires}; `resedge keys verify` checks that"
     return [
         (
             "bundle",

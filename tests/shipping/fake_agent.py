@@ -66,6 +66,9 @@ class Agent:
         changed = dict(self.told.get("facts", {}))
         if changed.pop("bare", False):
             changed["runtimes"] = (wire.RuntimeFacts("onnxruntime", None, None, (), "no onnxruntime"),)
+        if jetson := changed.pop("jetson", None):
+            nothing = dict.fromkeys(field.name for field in dataclasses.fields(wire.JetsonFacts))
+            changed["jetson"] = wire.JetsonFacts(**{**nothing, **jetson})
         if counter := changed.pop("counter", None):
             changed["status"] = dataclasses.replace(facts.status, counter=counter)
         return dataclasses.replace(facts, **changed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resedge.bundle import Bundle
+from resedge.bundle import Bundle, Target
 from resedge.errors import InputRefused
 from resedge.pipeline import keys, shipping
 from resedge.pipeline.shipping import Outcome, Reaching, result_of
@@ -91,6 +91,37 @@ def test_a_bundle_that_cannot_fit_is_refused_before_a_byte_of_it_is_sent(
         raise outcome.error  # type: ignore[misc]
     assert device.calls == ["probe"]
     assert outcome.sent_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "jetson", "words"),
+    [
+        ({"jetpack": "6.2"}, None, "for JetPack 6.2, and there is none"),
+        ({"jetpack": "6.2"}, {"jetpack": "5.1.2"}, "for JetPack 6.2, and there is 5.1.2"),
+        ({"tensorrt": "10.3"}, {"jetpack": "6.2"}, "for TensorRT 10.3, and there is none"),
+        ({"compute_capability": "8.7"}, {"compute_capability": "7.2"}, "capability 8.7, and there is 7.2"),
+        ({"jetpack": "6", "compute_capability": "8.7"}, {"jetpack": "6.2", "compute_capability": "8.7"}, ""),
+    ],
+)
+def test_a_bundle_for_another_jetson_is_refused(
+    write_bundle: Callable[..., Bundle],
+    sign: Callable[..., Bundle],
+    place: Start,
+    faked: Fake,
+    key_pair: tuple[Path, Path],
+    target: dict[str, str],
+    jetson: dict[str, str] | None,
+    words: str,
+) -> None:
+    device = faked(place())
+    device.tell(facts={"jetson": jetson} if jetson else {})
+    bundle = write_bundle(CONTENTS, ("engines/a.onnx",), target=Target(("onnxruntime",), **target))  # type: ignore[arg-type]
+    (outcome,) = ship(sign(bundle), device, trust=key_pair[1])
+    if not words:
+        assert result_of(outcome) == "updated"
+        return
+    assert words in str(outcome.error)
+    assert device.calls == ["probe"]
 
 
 def test_a_full_disk_is_refused_before_a_chunk_is_sent(
