@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def main() -> int:
         calls.write(" ".join([command, *sys.argv[4:]]) + "\n")
     if command in told.get("dies", []):
         os.kill(os.getpid(), signal.SIGKILL)
+    if command in told.get("sleeps", []):
+        time.sleep(600)
     if command in told.get("raw", {}):
         sys.stdout.write(told["raw"][command])
         return int(told.get("code", 0))

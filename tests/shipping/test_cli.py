@@ -58,7 +58,8 @@ def test_from_a_key_to_a_device_and_back(
     assert (row["host"], row["result"], row["exit_code"]) == (device.host, "updated", 0)
     asked = run("status", device.host, "--python", "python", "--json", out)
     assert asked.exit_code == 0, asked.output
-    assert "onnxruntime:fp32" in asked.output.replace("\n", "")
+    assert "onnxruntime:fp32" in asked.output
+    assert "net, counter 2, 1 releases kept" in text(asked)
     (row,) = json.loads(out.read_text())["devices"]
     assert row["answer"]["serving"]["counter"] == 2
     turned = run("rollback", device.host, "--python", "python")
