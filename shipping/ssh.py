@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from resedge.errors import DeviceUnreachable, InputRefused, MachineFailure, RuntimeUnavailable
+from resedge.errors import DeviceUnreachable, InputRefused, MachineFailure
 from resedge.shipping.hosts import Host
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ async def connected(host: Host, identity: Path | None = None) -> AsyncIterator[D
     Raises:
         InputRefused: Its host key is not known, or is another one; the cure has the command that accepts it.
         DeviceUnreachable: It does not answer or does not let one in.
-        RuntimeUnavailable: asyncssh is not installed.
     """
     connection = await _connect(host, identity)
     try:
@@ -115,12 +114,8 @@ class Device:
 
 
 async def _connect(host: Host, identity: Path | None) -> asyncssh.SSHClientConnection:
-    try:
-        import asyncssh
-    except ImportError as error:
-        raise RuntimeUnavailable(
-            "asyncssh is not installed.", cure="Install it: pip install 'resedge[ship]'"
-        ) from error
+    import asyncssh
+
     offered: list[asyncssh.SSHKey] = []
 
     class Client(asyncssh.SSHClient):

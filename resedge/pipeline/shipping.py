@@ -14,6 +14,7 @@ from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from resedge.artifacts import JsonValue, encode
 from resedge.errors import DeviceUnreachable, InputRefused, ResedgeError, UsageError, worst
+from resedge.pipeline.extras import require
 from resedge.pipeline.keys import read_signed
 from resedge.shipping import delivery, hosts, moments, parcels, wire
 from resedge.shipping.delivery import Delivered, Order
@@ -117,6 +118,7 @@ def ship(
         UsageError: A device is named twice, or in another form than [user@]host[:port].
         InputRefused: The bundle is not signed, or has expired.
         StaleArtifact: A file of it has changed.
+        RuntimeUnavailable: asyncssh is not installed.
     """
     targets = _parsed(devices)
     signed = read_signed(bundle)
@@ -139,7 +141,7 @@ def status(
     """Ask devices what they serve.
 
     Raises:
-        UsageError: As `ship`.
+        UsageError, RuntimeUnavailable: As `ship`.
     """
 
     async def ask(host: Host, told: _Told) -> wire.Status:
@@ -158,7 +160,7 @@ def rollback(
     """Have devices serve a release again that was committed on them: the one before, or that of a digest.
 
     Raises:
-        UsageError: As `ship`.
+        UsageError, RuntimeUnavailable: As `ship`.
     """
 
     async def turn(host: Host, told: _Told) -> wire.RolledBack:
@@ -340,6 +342,7 @@ async def _persistently(task: Callable[[Host, _Told], Awaitable[T]], host: Host,
 
 
 def _parsed(devices: Sequence[str]) -> tuple[Host, ...]:
+    require("reaching devices", "ship")
     targets = tuple(hosts.parse(text) for text in devices)
     for target in targets:
         if targets.count(target) > 1:
