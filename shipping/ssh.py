@@ -25,6 +25,7 @@ _CONNECT_SECONDS: Final = 20
 _LOGIN_SECONDS: Final = 30
 _KEEPALIVE_SECONDS: Final = 10
 _KEEPALIVES_MISSED: Final = 3
+_SSH_PORT: Final = 22
 _PIECE: Final = 64 << 10
 _LONGEST_LINE: Final = 64 << 10
 _LAST_LINES: Final = 5
@@ -39,6 +40,15 @@ class Ran:
     code: int
     output: bytes
     said: str
+
+
+@dataclass(frozen=True)
+class _Offered:
+    """The host key that a device has, and where that was."""
+
+    host: str
+    port: int
+    fingerprint: str
 
 
 @asynccontextmanager
@@ -116,11 +126,11 @@ class Device:
 async def _connect(host: Host, identity: Path | None) -> asyncssh.SSHClientConnection:
     import asyncssh
 
-    offered: list[asyncssh.SSHKey] = []
+    offered: list[_Offered] = []
 
     class Client(asyncssh.SSHClient):
         def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-            offered.append(key)
+            offered.append(_Offered(host, port, key.get_fingerprint()))
             return False
 
     options: dict[str, Any] = {"client_keys": [str(identity)]} if identity else {}
@@ -140,19 +150,20 @@ async def _connect(host: Host, identity: Path | None) -> asyncssh.SSHClientConne
                 **options,
             )
     except asyncssh.HostKeyNotVerifiable as error:
-        raise _unknown_key(host, offered[-1] if offered else None, str(error)) from error
+        raise _unknown_key(host, offered[-1] if offered else None, error.reason) from error
     except (asyncssh.KeyImportError, asyncssh.ConfigParseError) as error:
         raise InputRefused(f"cannot be used ({error}).", where=str(identity or "~/.ssh")) from error
 
 
-def _unknown_key(host: Host, key: asyncssh.SSHKey | None, reason: str) -> InputRefused:
+def _unknown_key(host: Host, offered: _Offered | None, reason: str) -> InputRefused:
     """Say which key the device has, and how to accept it, or to forget the one that it had before."""
-    shown = f" {key.get_fingerprint()}" if key else ""
-    port = f"-p {host.port} " if host.port else ""
-    kept = f"[{host.name}]:{host.port}" if host.port and host.port != 22 else host.name
-    scan = f"ssh-keyscan {port}{host.name} >> ~/.ssh/known_hosts"
+    if offered is None:  # a key that known_hosts revokes
+        return InputRefused(f"its host key is not accepted ({reason}).", where=host.text)
+    port = "" if offered.port == _SSH_PORT else f"-p {offered.port} "
+    kept = f"[{offered.host}]:{offered.port}" if port else offered.host
+    scan = f"ssh-keyscan {port}{offered.host} >> ~/.ssh/known_hosts"
     return InputRefused(
-        f"its host key{shown} is not in known_hosts ({reason}).",
+        f"its host key {offered.fingerprint} is not in known_hosts.",
         where=host.text,
         cure="Compare the fingerprint with the device's own and accept it by connecting once: "
         f"ssh {host.ssh_arguments}. Where you trust the network: {scan}. "
