@@ -34,10 +34,12 @@ _OUTPUT = TensorSpec("logits", ("batch", CLASSES), "float32")
 _GRAPH = "onnx/fp32.onnx"
 
 
-def write(out: Path, *, seed: int = 0, channels: int = 16, spoiled: bool = False) -> Bundle:
+def write(
+    out: Path, *, seed: int = 0, channels: int = 16, spoiled: bool = False, jetpack: str | None = None
+) -> Bundle:
     """Write an unsigned bundle whose weights are drawn from `seed`; a bundle that stands there is replaced.
 
-    `channels` sets its size: their square times 36 bytes, and little more.
+    `channels` sets its size: their square times 36 bytes, and little more. `jetpack`: for that alone.
     """
     graph = network(seed, channels)
     images = np.random.default_rng(seed).standard_normal((IMAGES, 3, SIDE, SIDE), np.float32)
@@ -57,10 +59,10 @@ def write(out: Path, *, seed: int = 0, channels: int = 16, spoiled: bool = False
             Artifact(Path(name), sha256_bytes(data), kind, (_INPUT,), (_OUTPUT,))
             for name, (data, kind) in contents.items()
         )
-        return bundles.publish(_manifest(files), sources, out).bundle
+        return bundles.publish(_manifest(files, jetpack), sources, out).bundle
 
 
-def _manifest(files: tuple[Artifact, ...]) -> Manifest:
+def _manifest(files: tuple[Artifact, ...], jetpack: str | None) -> Manifest:
     (graph,) = (file for file in files if file.path.as_posix() == _GRAPH)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -71,7 +73,7 @@ def _manifest(files: tuple[Artifact, ...]) -> Manifest:
         model=ModelInfo("small", "eager, as drawn", "keep", _INPUT, _OUTPUT),
         preprocessing=Preprocessing(SIDE, SIDE, (0.5,) * 3, (0.25,) * 3),
         labels=tuple(f"class {number}" for number in range(CLASSES)),
-        target=Target(("onnxruntime",)),
+        target=Target(("onnxruntime",), jetpack=jetpack),
         files=files,
         engines=(Engine(graph, "onnxruntime", onnxruntime.__version__, "CPU", "fp32"),),
         toolchain={},

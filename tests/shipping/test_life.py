@@ -137,6 +137,29 @@ def test_limits_and_the_owners_own_check_can_refuse(
     assert result_of(ship(bundle, device, confirm_command='[ -n "$RESEDGE_RELEASE" ]')) == "updated"
 
 
+def test_the_facts_of_a_jetson_decide(
+    make: Make, place: Start, key_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    system = tmp_path / "system"
+    for name, content in {
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n",
+        "proc/device-tree/compatible": "nvidia,p3767-0005\0nvidia,tegra234\0",
+        "var/lib/nvpmodel/status": "pmode:0002 fmode:quiet\n",
+    }.items():
+        (system / name).parent.mkdir(parents=True)
+        (system / name).write_text(content)
+    device = place(RESEDGE_SYSROOT=str(system))
+    other = ship(make(1, jetpack="7.2"), device, trust=key_pair[1])
+    assert "is for JetPack 7.2, and there is 6.2" in str(other.error)
+    assert not (device.root / "incoming").exists()
+    outcome = ship(make(2, jetpack="6.2"), device)
+    assert outcome.error is None
+    assert outcome.answer is not None
+    assert outcome.answer.facts is not None
+    assert outcome.answer.facts.jetson is not None
+    assert outcome.answer.facts.jetson.power_mode == "2"
+
+
 def test_two_controllers_at_once_leave_what_one_would(
     make: Make, place: Start, key_pair: tuple[Path, Path]
 ) -> None:
