@@ -181,12 +181,12 @@ async def _rehearse(parcel: Parcel, device: Remote, survey: Survey, order: Order
         plan.append(f"the key {order.trust.name}, to be trusted there")
     if order.wheels:
         plan.append(f"{len(order.wheels.files)} wheels, {_megabytes(order.wheels.size)}")
+    if not _has_agent(parcel, survey):
+        plan.append(f"the agent, {len(parcel.agent) / 1e3:.0f} kB; what it finds there is not known before")
     facts, engine = None, None
-    if _has_agent(parcel, survey) and not plan:
+    if not plan:
         facts = await device.ask(wire.Facts, "probe")
         engine = _check_fit(parcel, facts, order, device.where)
-    else:
-        plan.append(f"the agent, {len(parcel.agent) / 1e3:.0f} kB; what it finds there is not known before")
     if facts is None or parcel.digest not in {release.digest for release in facts.status.releases}:
         plan.append(f"the bundle, at most {_megabytes(parcel.size)}")
         _check_disk(parcel.size, facts.disk_free if facts else survey.disk_free, device.where)

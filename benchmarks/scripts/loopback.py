@@ -186,11 +186,17 @@ class Relay:
         self.port: int = self._listener.getsockname()[1]
         self.budget: int | None = None
         self.cuts = 0
+        self._carried: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         """Stop accepting."""
         self._listener.close()
+
+    def cut(self) -> None:
+        """Cut what is connected now."""
+        self.cuts += 1
+        _shut(*self._carried)
 
     def _accept(self) -> None:
         while True:
@@ -203,10 +209,12 @@ class Relay:
     def _carry(self, near: socket.socket) -> None:
         """Carry one connection until one of its sides ends it, or it is cut."""
         with near, socket.create_connection((LOOPBACK, self._to)) as far:
+            self._carried |= {near, far}
             back = threading.Thread(target=self._pump, args=(far, near, False), daemon=True)
             back.start()
             self._pump(near, far, True)
             back.join()
+            self._carried -= {near, far}
 
     def _pump(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
         left = self._cut_each if counted else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from resedge.artifacts import JsonValue, encode
-from resedge.errors import DeviceUnreachable, InputRefused, ResedgeError, UsageError, worst
+from resedge.errors import DeviceBusy, DeviceUnreachable, InputRefused, ResedgeError, UsageError, worst
 from resedge.pipeline.extras import require
 from resedge.pipeline.keys import read_signed
 from resedge.shipping import delivery, hosts, moments, parcels, wire
@@ -262,6 +262,7 @@ class _Told:
     reporter: FleetReporter
     total_sent: int = field(default=0)
     connected: bool = field(default=False)
+    broken: bool = field(default=False)
 
     def step(self, text: str) -> None:
         self.reporter.step(self.host, text)
@@ -323,7 +324,8 @@ async def _outcome(
 async def _persistently(task: Callable[[Host, _Told], Awaitable[T]], host: Host, told: _Told) -> T:
     """Do a task again when its connection broke, as long as that gets it further, or for a few times.
 
-    A device that could not be reached in the first place is not tried again.
+    A device that could not be reached in the first place is not tried again. The agent that a broken
+    connection left behind brings its work to an end, which is waited for.
     """
     idle = 0
     while True:
@@ -334,8 +336,13 @@ async def _persistently(task: Callable[[Host, _Told], Awaitable[T]], host: Host,
             idle = 0 if told.total_sent > before else idle + 1
             if not told.connected or idle == _ATTEMPTS:
                 raise
+            told.broken = True
             told.step("the connection broke; once more")
-            await asyncio.sleep(_PAUSE_SECONDS * (idle + 1))
+        except DeviceBusy:
+            if not told.broken:
+                raise
+            told.step("the agent of the broken connection is still at work")
+        await asyncio.sleep(_PAUSE_SECONDS * (idle + 1))
 
 
 # --- parsing and saying --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -220,10 +221,20 @@ def test_chunks_that_are_refused_are_sent_again_and_then_given_up(
     assert device.calls.count("receive") == 5
 
 
+def _begun(missing: list[dict[str, Any]]) -> str:
+    answer = {"digest": "0" * 64, "missing": missing, "missing_bytes": 1}
+    return json.dumps({"wire": 1, "error": None, "answer": answer})
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
     "an agent that is killed": ({"dies": ["install"]}, "failed", r"killed there \(SIGKILL\)"),
     "no JSON": ({"raw": {"probe": "hello"}}, "refused", "is not JSON"),
     "another version": ({"raw": {"probe": '{"wire": 7}'}}, "refused", "answers in version 7"),
+    "chunks of another bundle": (
+        {"raw": {"begin": _begun([{"sha256": "0" * 64, "chunks": [0]}])}},
+        "refused",
+        "asks for what is none of the bundle",
+    ),
     "another answer": (
         {"raw": {"probe": '{"wire": 1, "error": null, "answer": {"digest": "x"}}'}},
         "refused",

@@ -180,6 +180,40 @@ def test_two_controllers_at_once_leave_what_one_would(
     assert serving(device) == digest_of(bundle)
 
 
+class _Cutter(shipping.SilentFleet):
+    """Cuts the network when a device says that it has come to a state."""
+
+    def __init__(self, relay: Any, state: str) -> None:  # noqa: ANN401
+        self.relay, self.state, self.steps = relay, state, list[str]()
+
+    def step(self, host: str, text: str) -> None:
+        self.steps.append(text)
+        if text == self.state and not self.relay.cuts:
+            self.relay.cut()
+
+
+@pytest.mark.parametrize("state", ["stage", "trial"])
+def test_a_network_that_is_cut_while_the_device_installs(
+    make: Make,
+    place: Start,
+    key_pair: tuple[Path, Path],
+    loopback: SimpleNamespace,
+    owner: Any,  # noqa: ANN401
+    servers: Any,  # noqa: ANN401
+    state: str,
+) -> None:
+    device, bundle = place(), make(1)
+    relay = loopback.Relay(device.port)
+    owner.knows(relay.port, servers.host_key)
+    cutter = _Cutter(relay, state)
+    host = f"127.0.0.1:{relay.port}"
+    shipped = shipping.ship(bundle.path, [host], Order(trust=key_pair[1]), PYTHON, cutter)
+    relay.close()
+    assert shipped.exit_code == 0, shipping.reason_of(shipped.outcomes[0])
+    assert "the connection broke; once more" in cutter.steps
+    assert serving(device) == digest_of(bundle)
+
+
 def test_an_interrupted_shipment_goes_on(
     make: Make,
     place: Start,
