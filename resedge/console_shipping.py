@@ -125,7 +125,7 @@ def print_statuses(asked: Sequence[Outcome[wire.Status]]) -> None:
             escape(serving.digest[:_DIGITS] if serving else "-"),
             escape(serving.since if serving else "-"),
         )
-    _print(table, [(one.host, str(one.error) if one.error else _state(one.answer)) for one in asked])
+    _print(table, [(one.host, one.failure or _state(one.answer)) for one in asked])
 
 
 def print_rollbacks(turned: Sequence[Outcome[wire.RolledBack]]) -> None:
@@ -139,7 +139,7 @@ def print_rollbacks(turned: Sequence[Outcome[wire.RolledBack]]) -> None:
             escape(answer.serving.digest[:_DIGITS]) if answer else "-",
             escape((answer.previous or "-")[:_DIGITS]) if answer else "-",
         )
-    _print(table, [(outcome.host, str(outcome.error or "")) for outcome in turned])
+    _print(table, [(outcome.host, outcome.failure) for outcome in turned])
 
 
 def _table(*headings: str) -> Table:

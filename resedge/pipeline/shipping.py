@@ -63,6 +63,11 @@ class Outcome(Generic[T]):
     seconds: float
     sent_bytes: int = 0
 
+    @property
+    def failure(self) -> str:
+        """The error in words, without the device's name; "" where there is none."""
+        return str(self.error).removeprefix(f"{self.host}: ") if self.error else ""
+
 
 @dataclass(frozen=True)
 class Shipped:
@@ -232,7 +237,7 @@ def answers_document(outcomes: Sequence[Outcome[T]]) -> JsonValue:
         {
             "host": outcome.host,
             "exit_code": exit_code(outcome),
-            "reason": str(outcome.error) if outcome.error else "",
+            "reason": outcome.failure,
             "answer": encode(outcome.answer),
         }
         for outcome in outcomes
@@ -243,7 +248,7 @@ def answers_document(outcomes: Sequence[Outcome[T]]) -> JsonValue:
 def reason_of(outcome: Outcome[Delivered]) -> str:
     """Say why a device is as it is; "" where nothing is to be said."""
     if outcome.error is not None:
-        return str(outcome.error)
+        return outcome.failure
     assert outcome.answer is not None
     installed = outcome.answer.installed
     if installed is None:
@@ -288,7 +293,7 @@ async def _on_all(
     async def one(host: Host) -> Outcome[T]:
         async with room:
             outcome = await _outcome(host, task, reaching.timeout, reporter)
-            reporter.done(host.text, str(outcome.error) if outcome.error else _said(outcome, sentence))
+            reporter.done(host.text, outcome.failure or _said(outcome, sentence))
             return outcome
 
     found = await asyncio.gather(*(one(host) for host in targets), return_exceptions=True)
