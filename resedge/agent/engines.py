@@ -37,7 +37,7 @@ def build(layout: Layout, digest: str, bundle: Bundle, name: EngineName) -> Engi
     place = release / ENGINE.parent
     if (release / ENGINE).exists():
         made = read_engine(layout, digest)
-        if (made.runtime, made.precision) == name and _is_sound(made, release):
+        if (made.runtime, made.precision) == name and is_sound(layout, digest):
             return made
     staged = release / f"{place.name}{files.ASIDE_SUFFIX}"
     with files.disk_errors(staged):
@@ -60,6 +60,17 @@ def read_engine(layout: Layout, digest: str) -> Engine:
         InputRefused: There is none, or its record cannot be read.
     """
     return load(Engine, layout.release(digest) / ENGINE)
+
+
+def is_sound(layout: Layout, digest: str) -> bool:
+    """Whether the files of a release's engine are those of its record.
+
+    Raises:
+        InputRefused: As `read_engine`.
+    """
+    engine = bundles.resolve(read_engine(layout, digest), layout.release(digest))
+    parts = (engine.artifact, *engine.companions)
+    return all(part.path.is_file() and sha256_file(part.path) == part.sha256 for part in parts)
 
 
 def read_trial(layout: Layout, digest: str) -> wire.Trial | None:
@@ -132,8 +143,3 @@ def _named(bundle: Bundle, relative: str) -> Artifact:
         if artifact.path.as_posix() == relative:
             return artifact.under(Path("bundle"))
     raise InputRefused(f"names no {relative}.", where=str(bundle.path / bundles.MANIFEST))
-
-
-def _is_sound(engine: Engine, release: Path) -> bool:
-    parts = (engine.artifact, *engine.companions)
-    return all((release / p.path).is_file() and sha256_file(release / p.path) == p.sha256 for p in parts)

@@ -101,8 +101,10 @@ def install(layout: Layout, order: Order, tell: Tell) -> wire.Installed:
         committed = known.release(order.digest)
         if committed is not None:
             _demand_same_engine(committed, order)
-            if layout.serving() == order.digest and known.operation is None:
-                return _unchanged(layout, order.digest)
+            if layout.serving() == order.digest and known.operation is None and _is_sound(layout, order):
+                releases.drop_arrived(layout, order.digest)
+                trial = engines.read_trial(layout, order.digest)
+                return wire.Installed(order.digest, "unchanged", (), trial, None, order.digest)
         course = _begun(layout, known, order.digest, tell)
         try:
             return _walk(course, order)
@@ -144,11 +146,13 @@ def recover(layout: Layout, tell: Tell, *, but: str | None = None) -> Journal:
     return course.known
 
 
-def _unchanged(layout: Layout, digest: str) -> wire.Installed:
-    """Answer for a release that serves already, once its files are seen to be what they were."""
-    releases.verify(layout, digest)
-    releases.drop_arrived(layout, digest)
-    return wire.Installed(digest, "unchanged", (), engines.read_trial(layout, digest), None, digest)
+def _is_sound(layout: Layout, order: Order) -> bool:
+    """Whether the release is what was committed; one that is not is installed over again."""
+    try:
+        releases.verify(layout, order.digest)
+        return engines.is_sound(layout, order.digest)
+    except InputRefused:
+        return False
 
 
 def _begun(layout: Layout, known: Journal, digest: str, tell: Tell) -> Course:
@@ -161,7 +165,8 @@ def _begun(layout: Layout, known: Journal, digest: str, tell: Tell) -> Course:
 
 def _walk(course: Course, order: Order) -> wire.Installed:
     layout, digest = course.layout, course.digest
-    folder = layout.bundle(digest) if layout.release(digest).exists() else layout.arriving(digest)
+    arrived = layout.arriving(digest)
+    folder = arrived if arrived.exists() else layout.bundle(digest)
     found, manifest = admission.read_authentic(layout, folder)
     admission.admit(course.known, found, manifest, moments.now())
     course.enter("stage")
@@ -188,7 +193,7 @@ def _settle(course: Course, order: Order) -> wire.Installed:
     if reason:
         return _rejected(course, trial, reason)
     course.enter("commit")
-    engine, manifest = engines.read_engine(layout, digest), releases.manifest_of(layout, digest)
+    engine, manifest = engines.read_engine(layout, digest), releases.authentic_manifest(layout, digest)
     course.commit(
         wire.Release(
             digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from resedge import files
 from resedge.agent import admission, journal
 from resedge.agent.journal import Journal
 from resedge.agent.layout import Layout, link_or_copy, remove
+from resedge.artifacts import sha256_file
 from resedge.bundle import Bundle, Manifest
 from resedge.errors import InputRefused, StaleArtifact
 from resedge.shipping.chunks import is_digest
@@ -28,16 +30,16 @@ def manifest_of(layout: Layout, digest: str) -> Manifest:
 
 
 def stage(layout: Layout, digest: str, manifest: Manifest) -> None:
-    """Make a release of what has arrived; one that is there already stays, as `verify` comes next.
+    """Make a release of what has arrived; of one that is there, replace the files that are not what they were.
 
     Raises:
         InputRefused: Files are still missing.
         MachineFailure: The disk is full or failing.
     """
-    release = layout.release(digest)
+    release, arrived = layout.release(digest), layout.arriving(digest)
     if release.exists():
+        _mend(layout.bundle(digest), arrived, manifest)
         return
-    arrived = layout.arriving(digest)
     _demand_all(arrived, manifest)
     staged = release.with_name(f"{release.name}{files.ASIDE_SUFFIX}")
     with files.disk_errors(staged):
@@ -128,6 +130,23 @@ def collect(layout: Layout, known: Journal, keep: int) -> Dropped:
             continue
         in_use.append(digest)
     return Dropped(tuple(dropped), tuple(in_use))
+
+
+def _mend(bundle: Path, arrived: Path, manifest: Manifest) -> None:
+    """Put the files that have arrived in the place of those of a bundle that differ, one by one."""
+    sources = {artifact.path: arrived / "files" / artifact.sha256 for artifact in manifest.files}
+    sources |= {Path(name): arrived / name for name in (bundles.SIGNATURE, bundles.MANIFEST)}
+    for name, source in sources.items():
+        target = bundle / name
+        with files.disk_errors(target):
+            if source.is_file() and not (target.is_file() and sha256_file(target) == sha256_file(source)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside = bundle.parent / f"mended{files.ASIDE_SUFFIX}"
+                remove(aside)
+                shutil.copyfile(source, aside)
+                files.sync_tree(aside.parent)
+                aside.replace(target)
+                files.sync_folder(target.parent)
 
 
 def _demand_all(arrived: Path, manifest: Manifest) -> None:
