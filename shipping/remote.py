@@ -53,7 +53,9 @@ cat > "$aside"
 [ "$(sha256sum < "$aside" | cut -c -64)" = "$digest" ] || { echo 'it arrived damaged' >&2; exit 1; }
 sync "$aside" 2>/dev/null || sync
 if [ "$replace" = yes ]; then mv -f "$aside" "$target"
-else ln "$aside" "$target" || { [ -e "$target" ] && exit 98; exit 1; }
+elif ! ln "$aside" "$target" 2>/dev/null; then
+    [ -e "$target" ] || exit 1
+    cmp -s "$aside" "$target" || exit 98
 fi
 sync "$root/$folder" 2>/dev/null || sync
 """

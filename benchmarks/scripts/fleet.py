@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ EXPECTED = {
     "network cut, again and again": "unreachable",
     "unknown host key": "refused",
     "trusts another key": "refused",
-    "runtime broken": "failed",
+    "runtime broken": "refused",
     "runtime computes otherwise": "rejected",
     "no room for large files": "failed",
     "agent killed": "failed",
@@ -189,9 +190,10 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             releases[0], devices, owner, folder / "first.json", options.jobs, "--trust", str(public)
         )
         draw = random.Random(options.seed)
-        for device in draw.sample(devices, options.faulty):
-            device.fault = draw.choice(sorted(FAULTS))
-            FAULTS[device.fault](device, owner, servers.host_key)
+        kinds = draw.sample(sorted(FAULTS), len(FAULTS))
+        for device, kind in zip(draw.sample(devices, options.faulty), cycle(kinds), strict=False):
+            device.fault = kind
+            FAULTS[kind](device, owner, servers.host_key)
         second = _ship(releases[1], devices, owner, folder / "second.json", options.jobs)
         wrong = [*_wrongs_of_first(first), *_wrongs(devices, second["devices"], releases)]
         for device in devices:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
@@ -28,7 +28,7 @@ Result = Literal["updated", "unchanged", "rehearsed", "rejected", "refused", "fa
 REJECTED: Final = 1  # the exit code of a trial that failed: a verdict
 SCHEMA: Final = 1
 
-_ATTEMPTS: Final = 3  # in a row that send nothing new
+_ATTEMPTS: Final = 3  # in a row that get a device no further
 _PAUSE_SECONDS: Final = 1.0
 _RESULTS: Final[dict[str, Result]] = {
     "committed": "updated",
@@ -265,14 +265,18 @@ class _Told:
 
     host: str
     reporter: FleetReporter
-    total_sent: int = field(default=0)
-    connected: bool = field(default=False)
-    broken: bool = field(default=False)
+    total_sent: int = 0
+    connected: bool = False
+    broken: bool = False
+    missing: int | None = None
+    further: bool = False  # whether the device has come to hold more, by its own account
 
     def step(self, text: str) -> None:
         self.reporter.step(self.host, text)
 
     def count(self, total: int) -> None:
+        self.further = self.missing is None or total < self.missing
+        self.missing = total
         self.reporter.count(self.host, total)
 
     def sent(self, size: int) -> None:
@@ -334,11 +338,11 @@ async def _persistently(task: Callable[[Host, _Told], Awaitable[T]], host: Host,
     """
     idle = 0
     while True:
-        before = told.total_sent
+        told.further = False
         try:
             return await task(host, told)
         except DeviceUnreachable:
-            idle = 0 if told.total_sent > before else idle + 1
+            idle = 0 if told.further else idle + 1
             if not told.connected or idle == _ATTEMPTS:
                 raise
             told.broken = True
