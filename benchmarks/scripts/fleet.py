@@ -148,7 +148,7 @@ EXPECTED = {
     "trusts another key": "refused",
     "runtime broken": "refused",
     "runtime computes otherwise": "rejected",
-    "no room for large files": "failed",
+    "no room for large files": "refused",
     "agent killed": "failed",
 }
 
