@@ -134,7 +134,7 @@ class Layout:
     def _sweep(self) -> None:
         with files.disk_errors(self.root):
             inner = (*self.incoming.iterdir(), *self.releases.iterdir())
-            for folder in (self.root, self.timing, self.releases, *inner):
+            for folder in (self.root, self.timing, self.incoming, self.releases, *inner):
                 for left in folder.glob(f"*{files.ASIDE_SUFFIX}"):
                     remove(left)
 

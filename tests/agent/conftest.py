@@ -18,6 +18,8 @@ from resedge.bundle import Bundle
 from resedge.shipping import wire
 from resedge.shipping.chunks import FileChunks, split_file
 
+AGENT = (sys.executable, "-m", "resedge.agent")
+
 T = TypeVar("T")
 
 
@@ -67,8 +69,7 @@ class Device:
         self, *arguments: str, given: bytes = b"", **environment: str
     ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [sys.executable, "-m", "resedge.agent", arguments[0], "--root", str(self.layout.root)]
-            + list(arguments[1:]),
+            [*AGENT, arguments[0], "--root", str(self.layout.root), *arguments[1:]],
             input=given,
             capture_output=True,
             env={**os.environ, **environment},
