@@ -1,15 +1,15 @@
+"""A device of a test, and a bundle as a workstation sends it; `tests/conftest.py` runs this file."""
+
 from __future__ import annotations
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pytest
 
 from resedge import bundle as bundles
 from resedge.agent.layout import Layout
@@ -100,17 +100,3 @@ class Device:
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.layout.state.read_text())
         return found
-
-
-@pytest.fixture
-def device(tmp_path: Path, maker: Any) -> Device:  # noqa: ANN401 - Maker
-    """A device that trusts the maker of bundles."""
-    layout = Layout(tmp_path / "device")
-    layout.signers.parent.mkdir(parents=True)
-    layout.signers.write_text(maker.signers())
-    return Device(layout)
-
-
-@pytest.fixture
-def sent() -> Callable[[Bundle], Sent]:
-    return Sent
