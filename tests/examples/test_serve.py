@@ -150,7 +150,7 @@ def test_before_anything_is_shipped_it_says_so_and_then_serves(target: Any, make
 
 def test_an_agent_whose_signature_does_not_hold_is_not_imported(
     target: Any,  # noqa: ANN401
-    maker: Any,
+    maker: Any,  # noqa: ANN401
 ) -> None:
     installed = target.install(maker.bundle(), *BACKEND)
     agent = Layout(target.layout.root).bundle(installed.digest) / "device" / "resedge-agent.pyz"

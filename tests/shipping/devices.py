@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resedge import bundle as bundles
+from resedge.agent import installing, receiving
 from resedge.agent.layout import Layout
 from resedge.artifacts import sha256_bytes
 from resedge.bundle import Bundle
@@ -76,6 +78,16 @@ class Device:
             check=False,
         )
 
+    @property
+    def here(self) -> Here:
+        """Its agent in this process."""
+        return Here(self.layout)
+
+    @property
+    def sent(self) -> type[Sent]:
+        """What makes of a bundle what is sent."""
+        return Sent
+
     def ask(self, kind: type[T], *arguments: str, given: bytes = b"", **environment: str) -> T:
         done = self.call(*arguments, given=given, **environment)
         assert done.stdout, done.stderr.decode()
@@ -100,3 +112,27 @@ class Device:
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.layout.state.read_text())
         return found
+
+
+@dataclass(frozen=True)
+class Here:
+    """The agent of a device in this process."""
+
+    layout: Layout
+
+    def begin(self, bundle: Bundle) -> wire.Begun:
+        return receiving.begin(self.layout, io.BytesIO(Sent(bundle).request).read)
+
+    def receive(self, digest: str, frames: bytes) -> wire.Received:
+        return receiving.receive(self.layout, digest, io.BytesIO(frames).read, lambda _: None)
+
+    def send(self, bundle: Bundle) -> str:
+        sent = Sent(bundle)
+        self.receive(sent.digest, sent.frames(self.begin(bundle).missing))
+        return sent.digest
+
+    def install(self, bundle: Bundle, **order: Any) -> wire.Installed:  # noqa: ANN401
+        return self.order(self.send(bundle), **order)
+
+    def order(self, digest: str, **order: Any) -> wire.Installed:  # noqa: ANN401
+        return installing.install(self.layout, installing.Order(digest, **order), lambda _: None)
