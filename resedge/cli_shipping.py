@@ -311,6 +311,9 @@ def _engine_of(text: str | None) -> tuple[str, str] | None:
 def _reaching_of(options: dict[str, Any]) -> Reaching:
     from resedge.pipeline.shipping import Reaching
 
+    root = options["root"]
+    if root is not None and not root.startswith("/"):
+        raise UsageError(f"{root} is not an absolute path.", where="--root")
     return Reaching(**options)
 
 

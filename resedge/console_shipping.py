@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resedge.shipping.delivery import Delivered
 
 _DIGITS = 12
+_WHOLE = ("device", "result", "release", "engine", "before", "since")
 _STYLES = {
     "updated": "green",
     "unchanged": "green",
@@ -87,24 +88,23 @@ class Fleet:
 
 
 def print_shipped(outcomes: Sequence[Outcome[Delivered]]) -> None:
-    """Print a line a device: what came of it, what serves, the trial, and why."""
-    from resedge.pipeline.shipping import reason_of, result_of
+    """Print a line a device: what came of it, what it serves; and beneath how the trial went, and why."""
+    from resedge.pipeline.shipping import engine_of, reason_of, result_of
 
-    table = _table("device", "result", "release", "engine", "trial", "sent", "seconds", "")
+    table, remarks = _table("device", "result", "release", "engine", "sent"), []
     for outcome in outcomes:
-        answer, result = outcome.answer, result_of(outcome)
-        installed = answer.installed if answer else None
+        result = result_of(outcome)
+        installed = outcome.answer.installed if outcome.answer else None
         table.add_row(
             escape(outcome.host),
             f"[{_STYLES[result]}]{result}[/]" if _STYLES[result] else result,
             (installed.serving or "-")[:_DIGITS] if installed else "-",
-            escape(":".join(answer.engine)) if answer and answer.engine else "-",
-            escape(_trial(installed.trial)) if installed else "-",
+            escape(engine_of(outcome) or "-"),
             f"{outcome.sent_bytes / 1e6:.1f} MB",
-            f"{outcome.seconds:.1f}",
-            escape(reason_of(outcome)),
         )
-    Console(highlight=False).print(table)
+        trial = [_trial(installed.trial)] if installed and installed.trial else []
+        remarks.append((outcome.host, "; ".join(filter(None, [*trial, reason_of(outcome)]))))
+    _print(table, remarks)
 
 
 def print_facts(outcomes: Sequence[Outcome[Delivered]]) -> None:
@@ -115,62 +115,64 @@ def print_facts(outcomes: Sequence[Outcome[Delivered]]) -> None:
 
 
 def print_statuses(asked: Sequence[Outcome[wire.Status]]) -> None:
-    """Print a line a device: what serves, since when, its last trial, and what is under way or failed."""
-    table = _table("device", "serves", "release", "counter", "since", "trial", "kept", "")
+    """Print a line a device: what serves, since when; and beneath its last trial, and what is amiss."""
+    table = _table("device", "engine", "release", "since")
     for outcome in asked:
-        status = outcome.answer
-        serving = status.serving if status else None
+        serving = outcome.answer.serving if outcome.answer else None
         table.add_row(
             escape(outcome.host),
-            escape(f"{serving.model}, {serving.engine}") if serving else "-",
-            escape(serving.digest[:_DIGITS]) if serving else "-",
-            str(serving.counter) if serving else "-",
-            escape(serving.since) if serving else "-",
-            escape(_trial(serving.trial)) if serving else "-",
-            str(len(status.releases)) if status else "-",
-            escape(str(outcome.error) if outcome.error else _trouble(status)),
+            escape(serving.engine if serving else "-"),
+            escape(serving.digest[:_DIGITS] if serving else "-"),
+            escape(serving.since if serving else "-"),
         )
-    Console(highlight=False).print(table)
+    _print(table, [(one.host, one.failure or _state(one.answer)) for one in asked])
 
 
 def print_rollbacks(turned: Sequence[Outcome[wire.RolledBack]]) -> None:
     """Print a line a device: what serves now, and what served before."""
-    table = _table("device", "serves", "release", "before", "")
+    table = _table("device", "engine", "release", "before")
     for outcome in turned:
         answer = outcome.answer
         table.add_row(
             escape(outcome.host),
-            escape(f"{answer.serving.model}, {answer.serving.engine}") if answer else "-",
+            escape(answer.serving.engine if answer else "-"),
             escape(answer.serving.digest[:_DIGITS]) if answer else "-",
             escape((answer.previous or "-")[:_DIGITS]) if answer else "-",
-            escape(str(outcome.error or "")),
         )
-    Console(highlight=False).print(table)
+    _print(table, [(outcome.host, outcome.failure) for outcome in turned])
 
 
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in _WHOLE)
     return table
 
 
-def _trial(trial: wire.Trial | None) -> str:
-    if trial is None:
-        return "-"
-    return f"{trial.agreement:.1%} of {trial.images} agree, p50 {trial.p50_ms:.2f} ms"
+def _print(table: Table, remarks: Sequence[tuple[str, str]]) -> None:
+    """Print a table, and under it what is to be said of each device."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for host, remark in remarks:
+        if remark:
+            console.print(f"[bold]{escape(host)}[/bold]: {escape(remark)}")
 
 
-def _trouble(status: wire.Status | None) -> str:
-    """Say what is under way on a device, and what failed there last."""
+def _trial(trial: wire.Trial) -> str:
+    return f"trial: {trial.agreement:.1%} of {trial.images} agree, p50 {trial.p50_ms:.2f} ms"
+
+
+def _state(status: wire.Status | None) -> str:
+    """Say what a device serves and how that did, what is under way, and what failed last."""
     if status is None:
         return ""
     texts = []
-    if status.operation is not None:
-        operation = status.operation
+    if (serving := status.serving) is not None:
+        texts.append(f"{serving.model}, counter {serving.counter}, {len(status.releases)} releases kept")
+        texts += [_trial(serving.trial)] if serving.trial else []
+    if (operation := status.operation) is not None:
         texts.append(f"{operation.command} of {operation.digest[:_DIGITS]} stopped in {operation.state}")
-    if status.last_failure is not None:
-        failed = status.last_failure
+    if (failed := status.last_failure) is not None:
         texts.append(f"{failed.digest[:_DIGITS]} failed in {failed.state} at {failed.at}: {failed.reason}")
     return "; ".join(texts)
 

@@ -6,6 +6,7 @@
         GraphRefused                 an ONNX graph breaks a stated rule
         NotFinite                    a model or an engine gives NaN or infinite logits
         StaleArtifact                a file no longer matches the digest that it is known by
+        DeviceBusy                   another agent is at work on a device
       MachineFailure        exit 6   the machine failed us: disk, memory, a crashed child
       RuntimeUnavailable    exit 4   a backend or a device is not there
         BuildFailed                  a runtime could not build or open an engine
@@ -60,6 +61,10 @@ class GraphRefused(InputRefused):
 
 class StaleArtifact(InputRefused):
     """A file's bytes no longer match the digest that it is known by."""
+
+
+class DeviceBusy(InputRefused):
+    """Another agent is at work on a device; it may be one that a broken connection left behind."""
 
 
 class NotFinite(InputRefused):

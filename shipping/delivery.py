@@ -90,7 +90,7 @@ async def deliver(parcel: Parcel, device: Remote, order: Order, watch: Watch) ->
     facts = await device.ask(wire.Facts, "probe")
     engine = _check_fit(parcel, facts, order, device.where)
     await _send(parcel, device, facts, watch)
-    installed = await _install(parcel, device, engine, order, watch)
+    installed = await _install(parcel, device, order, watch)
     if installed.outcome != "rejected":
         await device.ask(wire.Collected, "collect", "--keep", str(order.keep))
     return Delivered(survey, facts, engine, installed)
@@ -181,12 +181,12 @@ async def _rehearse(parcel: Parcel, device: Remote, survey: Survey, order: Order
         plan.append(f"the key {order.trust.name}, to be trusted there")
     if order.wheels:
         plan.append(f"{len(order.wheels.files)} wheels, {_megabytes(order.wheels.size)}")
+    if not _has_agent(parcel, survey):
+        plan.append(f"the agent, {len(parcel.agent) / 1e3:.0f} kB; what it finds there is not known before")
     facts, engine = None, None
-    if _has_agent(parcel, survey) and not plan:
+    if not plan:
         facts = await device.ask(wire.Facts, "probe")
         engine = _check_fit(parcel, facts, order, device.where)
-    else:
-        plan.append(f"the agent, {len(parcel.agent) / 1e3:.0f} kB; what it finds there is not known before")
     if facts is None or parcel.digest not in {release.digest for release in facts.status.releases}:
         plan.append(f"the bundle, at most {_megabytes(parcel.size)}")
         _check_disk(parcel.size, facts.disk_free if facts else survey.disk_free, device.where)
@@ -238,10 +238,11 @@ async def _send(parcel: Parcel, device: Remote, facts: wire.Facts, watch: Watch)
         )
 
 
-async def _install(
-    parcel: Parcel, device: Remote, engine: EngineName, order: Order, watch: Watch
-) -> wire.Installed:
-    arguments = ["install", parcel.digest, "--backend", ":".join(engine)]
+async def _install(parcel: Parcel, device: Remote, order: Order, watch: Watch) -> wire.Installed:
+    """Have the bundle installed; an engine that nobody named is the choice of the device, which keeps it."""
+    arguments = ["install", parcel.digest]
+    if order.engine:
+        arguments += ["--backend", ":".join(order.engine)]
     if order.limits != wire.Limits():
         arguments += ["--limits", wire.limits_text(order.limits)]
     if order.confirm_command:

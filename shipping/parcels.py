@@ -9,7 +9,7 @@ from pathlib import Path
 from resedge import bundle as bundles
 from resedge.artifacts import sha256_bytes
 from resedge.bundle import Bundle
-from resedge.errors import StaleArtifact
+from resedge.errors import InputRefused, StaleArtifact
 from resedge.shipping import wire
 from resedge.shipping.chunks import FileChunks, read_chunk, split_file
 
@@ -47,14 +47,27 @@ class Parcel:
         return wire.begin_request(self.manifest, self.signature, self.files)
 
     def size_of(self, missing: Sequence[wire.Missing]) -> int:
-        """Return the bytes of chunks that a device does not hold."""
+        """Return the bytes of chunks that a device says it does not hold.
+
+        Raises:
+            InputRefused: It asks for what is none of the bundle, or for the same twice.
+        """
+        files = self._by_digest()
+        for wanted in missing:
+            file = files.pop(wanted.sha256, None)
+            if file is None or not set(wanted.chunks) <= set(range(len(file.chunks))):
+                raise InputRefused(
+                    "the device asks for what is none of the bundle.", where=wanted.sha256[:12]
+                )
+            if len(set(wanted.chunks)) < len(wanted.chunks):
+                raise InputRefused("the device asks for a chunk twice.", where=wanted.sha256[:12])
         files = self._by_digest()
         return sum(files[m.sha256].span(index)[1] for m in missing for index in m.chunks)
 
     async def frames(
         self, missing: Sequence[wire.Missing], sent: Callable[[int], None]
     ) -> AsyncIterator[bytes]:
-        """Yield the frames of chunks that a device does not hold; `sent` is told the bytes of each behind it.
+        """Yield the frames of chunks that `size_of` takes; `sent` is told the bytes of each behind it.
 
         Raises:
             StaleArtifact: A file has become shorter; a changed one is refused by the device.

@@ -22,8 +22,7 @@ from resedge.shipping.ssh import Device, Feed, Ran
 
 LEAST_PYTHON: Final = (3, 10)
 
-_CURRENT: Final = "current.pyz"
-_UNVERIFIED: Final = 97
+_UNVERIFIED: Final = 97  # the scripts' own exit codes
 _THERE_ALREADY: Final = 98
 _NO_AGENT: Final = 99
 
@@ -53,8 +52,12 @@ aside=$root/$folder/.$name.$$; trap 'rm -f "$aside"' EXIT
 cat > "$aside"
 [ "$(sha256sum < "$aside" | cut -c -64)" = "$digest" ] || { echo 'it arrived damaged' >&2; exit 1; }
 sync "$aside" 2>/dev/null || sync
-if [ "$replace" = yes ]; then mv -f "$aside" "$target"; exit; fi
-ln "$aside" "$target" || { [ -e "$target" ] && exit 98; exit 1; }
+if [ "$replace" = yes ]; then mv -f "$aside" "$target"
+elif ! ln "$aside" "$target" 2>/dev/null; then
+    [ -e "$target" ] || exit 1
+    cmp -s "$aside" "$target" || exit 98
+fi
+sync "$root/$folder" 2>/dev/null || sync
 """
 _LINK: Final = """
 set -e
@@ -200,32 +203,10 @@ class Remote:
                 on_progress(progress)
             return progress is not None
 
-        call = shlex.join(arguments)
         script = f'{_AGENT}exec "$python" "$file" {arguments[0]} --root "$root" {shlex.join(arguments[1:])}'
-        ran = await self.sh(
-            script.rstrip(),
-            {"principal": signing.PRINCIPAL, "namespace": signing.AGENT_NAMESPACE},
-            feed,
-            on_line=heard,
-        )
-        if ran.code == _NO_AGENT:
-            raise InputRefused(
-                "nothing has been shipped there.",
-                where=self.where,
-                cure="Ship a bundle: resedge ship BUNDLE HOST.",
-            )
-        if ran.code == _UNVERIFIED:
-            raise InputRefused(
-                f"the agent is not signed by a key that is trusted there ({ran.said}).",
-                where=self.where,
-                cure="Sign the bundle with a key that the device trusts, or have its owner trust this key.",
-            )
-        if not ran.output.strip():
-            raise MachineFailure(
-                f"`{call}` failed there with exit code {ran.code} ({ran.said or 'nothing was said'}).",
-                where=self.where,
-                cure="See that Python and the runtime work there.",
-            )
+        names = {"principal": signing.PRINCIPAL, "namespace": signing.AGENT_NAMESPACE}
+        ran = await self.sh(script, names, feed, on_line=heard)
+        self._demand_answer(ran, arguments[0])
         return wire.read_answer(kind, ran.output.decode(errors="replace"), self.where)
 
     async def sh(
@@ -256,6 +237,27 @@ class Remote:
     ) -> Ran:
         where = {"folder": folder, "name": name, "digest": digest, "replace": "yes" if replace else "no"}
         return await self.sh(_PUT, where, content)
+
+    def _demand_answer(self, ran: Ran, command: str) -> None:
+        """Refuse what is no answer of an agent: it was not there, not to be trusted, or said nothing."""
+        if ran.code == _NO_AGENT:
+            raise InputRefused(
+                "nothing has been shipped there.",
+                where=self.where,
+                cure="Ship a bundle: resedge ship BUNDLE HOST.",
+            )
+        if ran.code == _UNVERIFIED:
+            raise InputRefused(
+                f"the agent is not signed by a key that is trusted there ({ran.said}).",
+                where=self.where,
+                cure="Sign the bundle with a key that the device trusts, or have its owner trust this key.",
+            )
+        if not ran.output.strip():
+            raise MachineFailure(
+                f"`{command}` failed there with exit code {ran.code} ({ran.said or 'nothing was said'}).",
+                where=self.where,
+                cure="See that Python and the runtime work there.",
+            )
 
     def _demand(self, ran: Ran, what: str) -> None:
         if ran.code != 0:

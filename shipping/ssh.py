@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from resedge.errors import DeviceUnreachable, InputRefused, MachineFailure, RuntimeUnavailable
+from resedge.errors import DeviceUnreachable, InputRefused, MachineFailure
 from resedge.shipping.hosts import Host
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _CONNECT_SECONDS: Final = 20
 _LOGIN_SECONDS: Final = 30
 _KEEPALIVE_SECONDS: Final = 10
 _KEEPALIVES_MISSED: Final = 3
+_SSH_PORT: Final = 22
 _PIECE: Final = 64 << 10
 _LONGEST_LINE: Final = 64 << 10
 _LAST_LINES: Final = 5
@@ -41,6 +42,15 @@ class Ran:
     said: str
 
 
+@dataclass(frozen=True)
+class _Offered:
+    """The host key that a device has, and where that was."""
+
+    host: str
+    port: int
+    fingerprint: str
+
+
 @asynccontextmanager
 async def connected(host: Host, identity: Path | None = None) -> AsyncIterator[Device]:
     """Connect to a device for the length of the block.
@@ -52,7 +62,6 @@ async def connected(host: Host, identity: Path | None = None) -> AsyncIterator[D
     Raises:
         InputRefused: Its host key is not known, or is another one; the cure has the command that accepts it.
         DeviceUnreachable: It does not answer or does not let one in.
-        RuntimeUnavailable: asyncssh is not installed.
     """
     connection = await _connect(host, identity)
     try:
@@ -115,17 +124,13 @@ class Device:
 
 
 async def _connect(host: Host, identity: Path | None) -> asyncssh.SSHClientConnection:
-    try:
-        import asyncssh
-    except ImportError as error:
-        raise RuntimeUnavailable(
-            "asyncssh is not installed.", cure="Install it: pip install 'resedge[ship]'"
-        ) from error
-    offered: list[asyncssh.SSHKey] = []
+    import asyncssh
+
+    offered: list[_Offered] = []
 
     class Client(asyncssh.SSHClient):
         def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-            offered.append(key)
+            offered.append(_Offered(host, port, key.get_fingerprint()))
             return False
 
     options: dict[str, Any] = {"client_keys": [str(identity)]} if identity else {}
@@ -145,19 +150,20 @@ async def _connect(host: Host, identity: Path | None) -> asyncssh.SSHClientConne
                 **options,
             )
     except asyncssh.HostKeyNotVerifiable as error:
-        raise _unknown_key(host, offered[-1] if offered else None, str(error)) from error
+        raise _unknown_key(host, offered[-1] if offered else None, error.reason) from error
     except (asyncssh.KeyImportError, asyncssh.ConfigParseError) as error:
         raise InputRefused(f"cannot be used ({error}).", where=str(identity or "~/.ssh")) from error
 
 
-def _unknown_key(host: Host, key: asyncssh.SSHKey | None, reason: str) -> InputRefused:
+def _unknown_key(host: Host, offered: _Offered | None, reason: str) -> InputRefused:
     """Say which key the device has, and how to accept it, or to forget the one that it had before."""
-    shown = f" {key.get_fingerprint()}" if key else ""
-    port = f"-p {host.port} " if host.port else ""
-    kept = f"[{host.name}]:{host.port}" if host.port and host.port != 22 else host.name
-    scan = f"ssh-keyscan {port}{host.name} >> ~/.ssh/known_hosts"
+    if offered is None:  # a key that known_hosts revokes
+        return InputRefused(f"its host key is not accepted ({reason}).", where=host.text)
+    port = "" if offered.port == _SSH_PORT else f"-p {offered.port} "
+    kept = f"[{offered.host}]:{offered.port}" if port else offered.host
+    scan = f"ssh-keyscan {port}{offered.host} >> ~/.ssh/known_hosts"
     return InputRefused(
-        f"its host key{shown} is not in known_hosts ({reason}).",
+        f"its host key {offered.fingerprint} is not in known_hosts.",
         where=host.text,
         cure="Compare the fingerprint with the device's own and accept it by connecting once: "
         f"ssh {host.ssh_arguments}. Where you trust the network: {scan}. "

@@ -174,19 +174,29 @@ class Servers:
 
 
 class Relay:
-    """A network between a port of its own and a device's, to be cut after so many bytes to the device."""
+    """A network between a port of its own and a device's, to be cut after so many bytes to the device.
 
-    def __init__(self, port: int) -> None:
+    `budget` cuts it once; `cut_each` cuts every connection.
+    """
+
+    def __init__(self, port: int, cut_each: int | None = None) -> None:
         self._to = port
+        self._cut_each = cut_each
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
         self.budget: int | None = None
         self.cuts = 0
+        self._carried: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         """Stop accepting."""
         self._listener.close()
+
+    def cut(self) -> None:
+        """Cut what is connected now."""
+        self.cuts += 1
+        _shut(*self._carried)
 
     def _accept(self) -> None:
         while True:
@@ -199,27 +209,27 @@ class Relay:
     def _carry(self, near: socket.socket) -> None:
         """Carry one connection until one of its sides ends it, or it is cut."""
         with near, socket.create_connection((LOOPBACK, self._to)) as far:
+            self._carried |= {near, far}
             back = threading.Thread(target=self._pump, args=(far, near, False), daemon=True)
             back.start()
             self._pump(near, far, True)
             back.join()
+            self._carried -= {near, far}
 
     def _pump(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        left = self._cut_each if counted else None
         while True:
             try:
-                data = source.recv(1 << 16)
+                data = source.recv(_PIECE)
+                if counted and self.budget is not None:
+                    left, self.budget = self.budget, None
+                if left is not None:
+                    data, left = data[:left], left - len(data)
+                target.sendall(data)
             except OSError:
                 data = b""
-            if counted and self.budget is not None and data:
-                data, self.budget = data[: self.budget], self.budget - len(data)
-                if self.budget <= 0:
-                    self.budget, self.cuts = None, self.cuts + 1
-                    _shut(source, target)
-                    return
-            try:
-                if data:
-                    target.sendall(data)
-            except OSError:
+            if left is not None and left <= 0:
+                self.cuts += 1
                 data = b""
             if not data:
                 _shut(source, target)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from resedge import files
-from resedge.errors import InputRefused, UsageError
+from resedge.errors import DeviceBusy, InputRefused, UsageError
 from resedge.shipping.chunks import is_digest
 
 ENVIRONMENT: Final = "RESEDGE_DEVICE_ROOT"
@@ -116,7 +116,8 @@ class Layout:
         """Keep every other agent away; what one that was killed left half written is removed.
 
         Raises:
-            InputRefused: Another one is at work, or the folder may not be written to.
+            DeviceBusy: Another one is at work.
+            InputRefused: The folder may not be written to.
             MachineFailure: The disk is full or failing.
         """
         with files.disk_errors(self.root):
@@ -126,7 +127,7 @@ class Layout:
             try:
                 stack.enter_context(files.locked_folder(self.root, _LOCK_SECONDS))
             except TimeoutError as error:
-                raise InputRefused(
+                raise DeviceBusy(
                     "another agent is at work here.", where=str(self.root), cure="Wait until it has finished."
                 ) from error
             self._sweep()

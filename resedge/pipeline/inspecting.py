@@ -48,7 +48,10 @@ def inspect(path: Path) -> list[Line]:
     manifest = bundle.manifest
     model, prep = manifest.model, manifest.preprocessing
     shape = ", ".join(str(size) for size in model.input.shape)
-    signed = "signed" if (path / bundles.SIGNATURE).exists() else "not signed"
+    signed = "not signed"
+    if manifest.signing is not None and (path / bundles.SIGNATURE).exists():
+        says = f"says that {manifest.signing.key} signed it at {manifest.signed_at}"
+        signed = f"{says}, expires {manifest.expires}; `resedge keys verify` checks that"
     return [
         (
             "bundle",

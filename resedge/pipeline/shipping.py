@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from resedge.artifacts import JsonValue, encode
-from resedge.errors import DeviceUnreachable, InputRefused, ResedgeError, UsageError, worst
+from resedge.errors import DeviceBusy, DeviceUnreachable, InputRefused, ResedgeError, UsageError, worst
+from resedge.pipeline.extras import require
 from resedge.pipeline.keys import read_signed
 from resedge.shipping import delivery, hosts, moments, parcels, wire
 from resedge.shipping.delivery import Delivered, Order
@@ -27,7 +28,7 @@ Result = Literal["updated", "unchanged", "rehearsed", "rejected", "refused", "fa
 REJECTED: Final = 1  # the exit code of a trial that failed: a verdict
 SCHEMA: Final = 1
 
-_ATTEMPTS: Final = 3  # in a row that send nothing new
+_ATTEMPTS: Final = 3  # in a row that get a device no further
 _PAUSE_SECONDS: Final = 1.0
 _RESULTS: Final[dict[str, Result]] = {
     "committed": "updated",
@@ -61,6 +62,11 @@ class Outcome(Generic[T]):
     error: ResedgeError | None
     seconds: float
     sent_bytes: int = 0
+
+    @property
+    def failure(self) -> str:
+        """The error in words, without the device's name; "" where there is none."""
+        return str(self.error).removeprefix(f"{self.host}: ") if self.error else ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ def ship(
         UsageError: A device is named twice, or in another form than [user@]host[:port].
         InputRefused: The bundle is not signed, or has expired.
         StaleArtifact: A file of it has changed.
+        RuntimeUnavailable: asyncssh is not installed.
     """
     targets = _parsed(devices)
     signed = read_signed(bundle)
@@ -139,7 +146,7 @@ def status(
     """Ask devices what they serve.
 
     Raises:
-        UsageError: As `ship`.
+        UsageError, RuntimeUnavailable: As `ship`.
     """
 
     async def ask(host: Host, told: _Told) -> wire.Status:
@@ -158,7 +165,7 @@ def rollback(
     """Have devices serve a release again that was committed on them: the one before, or that of a digest.
 
     Raises:
-        UsageError: As `ship`.
+        UsageError, RuntimeUnavailable: As `ship`.
     """
 
     async def turn(host: Host, told: _Told) -> wire.RolledBack:
@@ -210,6 +217,15 @@ def exit_code(outcome: Outcome[T]) -> int:
     return REJECTED if installed and installed.outcome == "rejected" else 0
 
 
+def engine_of(outcome: Outcome[Delivered]) -> str | None:
+    """Return the engine that was tried on a device, or that would be; None where it did not come to that."""
+    answer = outcome.answer
+    if answer is None:
+        return None
+    trial = answer.installed.trial if answer.installed else None
+    return trial.engine if trial else ":".join(answer.engine) if answer.engine else None
+
+
 def worst_of(outcomes: Sequence[Outcome[T]]) -> int:
     """Return the exit code of the worst of several devices."""
     return worst(exit_code(outcome) for outcome in outcomes)
@@ -221,7 +237,7 @@ def answers_document(outcomes: Sequence[Outcome[T]]) -> JsonValue:
         {
             "host": outcome.host,
             "exit_code": exit_code(outcome),
-            "reason": str(outcome.error) if outcome.error else "",
+            "reason": outcome.failure,
             "answer": encode(outcome.answer),
         }
         for outcome in outcomes
@@ -232,10 +248,12 @@ def answers_document(outcomes: Sequence[Outcome[T]]) -> JsonValue:
 def reason_of(outcome: Outcome[Delivered]) -> str:
     """Say why a device is as it is; "" where nothing is to be said."""
     if outcome.error is not None:
-        return str(outcome.error)
+        return outcome.failure
     assert outcome.answer is not None
     installed = outcome.answer.installed
-    return (installed.reason or "") if installed else "; ".join(outcome.answer.plan)
+    if installed is None:
+        return f"would be sent: {'; '.join(outcome.answer.plan) or 'nothing'}"
+    return installed.reason or ""
 
 
 # --- side by side --------------------------------------------------------------------------------
@@ -247,13 +265,18 @@ class _Told:
 
     host: str
     reporter: FleetReporter
-    total_sent: int = field(default=0)
-    connected: bool = field(default=False)
+    total_sent: int = 0
+    connected: bool = False
+    broken: bool = False
+    missing: int | None = None
+    further: bool = False  # whether the device has come to hold more, by its own account
 
     def step(self, text: str) -> None:
         self.reporter.step(self.host, text)
 
     def count(self, total: int) -> None:
+        self.further = self.missing is None or total < self.missing
+        self.missing = total
         self.reporter.count(self.host, total)
 
     def sent(self, size: int) -> None:
@@ -274,7 +297,7 @@ async def _on_all(
     async def one(host: Host) -> Outcome[T]:
         async with room:
             outcome = await _outcome(host, task, reaching.timeout, reporter)
-            reporter.done(host.text, str(outcome.error) if outcome.error else _said(outcome, sentence))
+            reporter.done(host.text, outcome.failure or _said(outcome, sentence))
             return outcome
 
     found = await asyncio.gather(*(one(host) for host in targets), return_exceptions=True)
@@ -310,25 +333,32 @@ async def _outcome(
 async def _persistently(task: Callable[[Host, _Told], Awaitable[T]], host: Host, told: _Told) -> T:
     """Do a task again when its connection broke, as long as that gets it further, or for a few times.
 
-    A device that could not be reached in the first place is not tried again.
+    A device that could not be reached in the first place is not tried again. The agent that a broken
+    connection left behind brings its work to an end, which is waited for.
     """
     idle = 0
     while True:
-        before = told.total_sent
+        told.further = False
         try:
             return await task(host, told)
         except DeviceUnreachable:
-            idle = 0 if told.total_sent > before else idle + 1
+            idle = 0 if told.further else idle + 1
             if not told.connected or idle == _ATTEMPTS:
                 raise
+            told.broken = True
             told.step("the connection broke; once more")
-            await asyncio.sleep(_PAUSE_SECONDS * (idle + 1))
+        except DeviceBusy:
+            if not told.broken:
+                raise
+            told.step("the agent of the broken connection is still at work")
+        await asyncio.sleep(_PAUSE_SECONDS * (idle + 1))
 
 
 # --- parsing and saying --------------------------------------------------------------------------
 
 
 def _parsed(devices: Sequence[str]) -> tuple[Host, ...]:
+    require("reaching devices", "ship")
     targets = tuple(hosts.parse(text) for text in devices)
     for target in targets:
         if targets.count(target) > 1:
@@ -347,10 +377,9 @@ def _sentence(delivered: Delivered) -> str:
     installed = delivered.installed
     if installed is None:
         return f"would be sent: {'; '.join(delivered.plan) or 'nothing'}"
-    if installed.outcome == "rejected":
-        return f"rejected, {installed.serving or 'nothing'} serves: {installed.reason}"
-    engine = ":".join(delivered.engine) if delivered.engine else ""
-    return f"{_RESULTS[installed.outcome]}, serves {installed.digest[:12]} with {engine}"
+    serving = f"{(installed.serving or 'nothing')[:12]} serves"
+    reason = f": {installed.reason}" if installed.reason else ""
+    return f"{_RESULTS[installed.outcome]}, {serving}{reason}"
 
 
 def _document(parcel: Parcel, outcomes: Sequence[Outcome[Delivered]]) -> JsonValue:
@@ -373,7 +402,7 @@ def _row(outcome: Outcome[Delivered]) -> JsonValue:
         "result": result_of(outcome),
         "exit_code": exit_code(outcome),
         "reason": reason_of(outcome),
-        "engine": ":".join(answer.engine) if answer and answer.engine else None,
+        "engine": engine_of(outcome),
         "installed": encode(answer.installed) if answer else None,
         "facts": encode(answer.facts) if answer else None,
         "sent_bytes": outcome.sent_bytes,

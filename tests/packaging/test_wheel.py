@@ -128,3 +128,11 @@ def test_a_missing_library_is_said_with_its_cure(bare: Path, tmp_path: Path) -> 
     assert done.returncode == 4, done.stderr
     assert "pip install 'resedge[export,onnxruntime,bench]'" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_shipping_without_its_library_is_said_with_the_cure(bare: Path, tmp_path: Path) -> None:
+    call = [str(bare.parent / "resedge"), "status", "nano"]
+    done = subprocess.run(call, capture_output=True, text=True, env={"HOME": str(tmp_path)}, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "pip install 'resedge[ship]'" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -116,7 +116,17 @@ class Place:
 
 
 @pytest.fixture
-def place(servers: Any, tmp_path: Path) -> Callable[..., Place]:  # noqa: ANN401 - Servers
+def place_of() -> Callable[[int, Path], Place]:
+    """Name a device by its port and the home of its user."""
+    return lambda port, home: Place(f"127.0.0.1:{port}", port, home / ".local/share/resedge-device")
+
+
+@pytest.fixture
+def place(
+    servers: Any,  # noqa: ANN401 - Servers
+    place_of: Callable[[int, Path], Place],
+    tmp_path: Path,
+) -> Callable[..., Place]:
     """Start a device with a home of its own."""
 
     def start(name: str = "device", **environment: str) -> Place:
@@ -124,7 +134,7 @@ def place(servers: Any, tmp_path: Path) -> Callable[..., Place]:  # noqa: ANN401
         home.mkdir()
         path = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
         port = servers.start(home, {**path, **environment})
-        return Place(f"127.0.0.1:{port}", port, home / ".local/share/resedge-device")
+        return place_of(port, home)
 
     return start
 

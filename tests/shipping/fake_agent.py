@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def main() -> int:
         calls.write(" ".join([command, *sys.argv[4:]]) + "\n")
     if command in told.get("dies", []):
         os.kill(os.getpid(), signal.SIGKILL)
+    if command in told.get("sleeps", []):
+        time.sleep(600)
     if command in told.get("raw", {}):
         sys.stdout.write(told["raw"][command])
         return int(told.get("code", 0))
@@ -66,6 +69,9 @@ class Agent:
         changed = dict(self.told.get("facts", {}))
         if changed.pop("bare", False):
             changed["runtimes"] = (wire.RuntimeFacts("onnxruntime", None, None, (), "no onnxruntime"),)
+        if jetson := changed.pop("jetson", None):
+            nothing = dict.fromkeys(field.name for field in dataclasses.fields(wire.JetsonFacts))
+            changed["jetson"] = wire.JetsonFacts(**{**nothing, **jetson})
         if counter := changed.pop("counter", None):
             changed["status"] = dataclasses.replace(facts.status, counter=counter)
         return dataclasses.replace(facts, **changed)
@@ -90,7 +96,7 @@ class Agent:
 
     def install(self, arguments: list[str]) -> wire.Installed:
         assert not self._missing()
-        (digest, *_), engine = arguments, arguments[arguments.index("--backend") + 1]
+        digest, engine = arguments[0], "onnxruntime:fp32"
         for state in ("verify", "build", "trial"):
             sys.stderr.write(wire.progress_line(wire.Progress(state, "", 1, 2)))
             sys.stderr.write("a library talks\n")

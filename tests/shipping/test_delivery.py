@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resedge.bundle import Bundle
+from resedge.bundle import Bundle, Target
 from resedge.errors import InputRefused
 from resedge.pipeline import keys, shipping
 from resedge.pipeline.shipping import Outcome, Reaching, result_of
@@ -91,6 +92,37 @@ def test_a_bundle_that_cannot_fit_is_refused_before_a_byte_of_it_is_sent(
         raise outcome.error  # type: ignore[misc]
     assert device.calls == ["probe"]
     assert outcome.sent_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "jetson", "words"),
+    [
+        ({"jetpack": "6.2"}, None, "for JetPack 6.2, and there is none"),
+        ({"jetpack": "6.2"}, {"jetpack": "5.1.2"}, "for JetPack 6.2, and there is 5.1.2"),
+        ({"tensorrt": "10.3"}, {"jetpack": "6.2"}, "for TensorRT 10.3, and there is none"),
+        ({"compute_capability": "8.7"}, {"compute_capability": "7.2"}, "capability 8.7, and there is 7.2"),
+        ({"jetpack": "6", "compute_capability": "8.7"}, {"jetpack": "6.2", "compute_capability": "8.7"}, ""),
+    ],
+)
+def test_a_bundle_for_another_jetson_is_refused(
+    write_bundle: Callable[..., Bundle],
+    sign: Callable[..., Bundle],
+    place: Start,
+    faked: Fake,
+    key_pair: tuple[Path, Path],
+    target: dict[str, str],
+    jetson: dict[str, str] | None,
+    words: str,
+) -> None:
+    device = faked(place())
+    device.tell(facts={"jetson": jetson} if jetson else {})
+    bundle = write_bundle(CONTENTS, ("engines/a.onnx",), target=Target(("onnxruntime",), **target))  # type: ignore[arg-type]
+    (outcome,) = ship(sign(bundle), device, trust=key_pair[1])
+    if not words:
+        assert result_of(outcome) == "updated"
+        return
+    assert words in str(outcome.error)
+    assert device.calls == ["probe"]
 
 
 def test_a_full_disk_is_refused_before_a_chunk_is_sent(
@@ -189,10 +221,20 @@ def test_chunks_that_are_refused_are_sent_again_and_then_given_up(
     assert device.calls.count("receive") == 5
 
 
+def _begun(missing: list[dict[str, Any]]) -> str:
+    answer = {"digest": "0" * 64, "missing": missing, "missing_bytes": 1}
+    return json.dumps({"wire": 1, "error": None, "answer": answer})
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
     "an agent that is killed": ({"dies": ["install"]}, "failed", r"killed there \(SIGKILL\)"),
     "no JSON": ({"raw": {"probe": "hello"}}, "refused", "is not JSON"),
     "another version": ({"raw": {"probe": '{"wire": 7}'}}, "refused", "answers in version 7"),
+    "chunks of another bundle": (
+        {"raw": {"begin": _begun([{"sha256": "0" * 64, "chunks": [0]}])}},
+        "refused",
+        "asks for what is none of the bundle",
+    ),
     "another answer": (
         {"raw": {"probe": '{"wire": 1, "error": null, "answer": {"digest": "x"}}'}},
         "refused",
@@ -292,7 +334,7 @@ def test_a_device_that_takes_too_long_is_given_up(
     bundle: Bundle, place: Start, faked: Fake, key_pair: tuple[Path, Path]
 ) -> None:
     device = faked(place())
-    (outcome,) = ship(
-        bundle, device, reaching=Reaching(python="sleep 60; python", timeout=1), trust=key_pair[1]
-    )
-    assert "was not done within 1 seconds" in str(outcome.error)
+    device.tell(sleeps=["install"])
+    (outcome,) = ship(bundle, device, reaching=Reaching(python="python", timeout=5), trust=key_pair[1])
+    assert "was not done within 5 seconds" in str(outcome.error)
+    assert shipping.exit_code(outcome) == 4
