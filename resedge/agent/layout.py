@@ -16,7 +16,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -123,19 +123,20 @@ class Layout:
         with files.disk_errors(self.root):
             for folder in (self.root, self.incoming, self.releases, self.timing):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with files.locked_folder(self.root, _LOCK_SECONDS):
-                self._sweep()
-                yield
-        except TimeoutError as error:
-            raise DeviceBusy(
-                "another agent is at work here.", where=str(self.root), cure="Wait until it has finished."
-            ) from error
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(files.locked_folder(self.root, _LOCK_SECONDS))
+            except TimeoutError as error:
+                raise DeviceBusy(
+                    "another agent is at work here.", where=str(self.root), cure="Wait until it has finished."
+                ) from error
+            self._sweep()
+            yield
 
     def _sweep(self) -> None:
         with files.disk_errors(self.root):
             inner = (*self.incoming.iterdir(), *self.releases.iterdir())
-            for folder in (self.root, self.timing, self.releases, *inner):
+            for folder in (self.root, self.timing, self.incoming, self.releases, *inner):
                 for left in folder.glob(f"*{files.ASIDE_SUFFIX}"):
                     remove(left)
 

@@ -30,7 +30,7 @@ def manifest_of(layout: Layout, digest: str) -> Manifest:
 
 
 def stage(layout: Layout, digest: str, manifest: Manifest) -> None:
-    """Make a release of what has arrived; of one that is there, replace the files that are not what they were.
+    """Make a release of what has arrived; of one that is there, replace the files that have changed.
 
     Raises:
         InputRefused: Files are still missing.

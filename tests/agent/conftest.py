@@ -1,115 +1,32 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import runpy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from resedge import bundle as bundles
-from resedge.agent.layout import Layout
-from resedge.artifacts import sha256_bytes
-from resedge.bundle import Bundle
-from resedge.shipping import wire
-from resedge.shipping.chunks import FileChunks, split_file
+from resedge.agent import children
+from resedge.shipping import moments
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A bundle as a workstation sends it."""
-
-    bundle: Bundle
-
-    @property
-    def digest(self) -> str:
-        return sha256_bytes((self.bundle.path / bundles.MANIFEST).read_bytes())
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        return {a.sha256: self.bundle.path / a.path for a in self.bundle.manifest.files}
-
-    @property
-    def files(self) -> tuple[FileChunks, ...]:
-        return tuple(split_file(path) for path in self.paths.values())
-
-    @property
-    def request(self) -> bytes:
-        manifest, signature = (
-            (self.bundle.path / n).read_bytes() for n in (bundles.MANIFEST, bundles.SIGNATURE)
-        )
-        return wire.begin_request(manifest, signature, self.files)
-
-    def frames(self, missing: Sequence[wire.Missing]) -> bytes:
-        files = {file.sha256: file for file in self.files}
-        pieces = []
-        for wanted in missing:
-            data = self.paths[wanted.sha256].read_bytes()
-            for index in wanted.chunks:
-                start, length = files[wanted.sha256].span(index)
-                pieces.append(wire.chunk_frame(wanted.sha256, index, data[start : start + length]))
-        return b"".join(pieces)
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device of a test: its folder, and its agent as a process of its own."""
-
-    layout: Layout
-
-    def call(
-        self, *arguments: str, given: bytes = b"", **environment: str
-    ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "resedge.agent", arguments[0], "--root", str(self.layout.root)]
-            + list(arguments[1:]),
-            input=given,
-            capture_output=True,
-            env={**os.environ, **environment},
-            check=False,
-        )
-
-    def ask(self, kind: type[T], *arguments: str, given: bytes = b"", **environment: str) -> T:
-        done = self.call(*arguments, given=given, **environment)
-        assert done.stdout, done.stderr.decode()
-        return wire.read_answer(kind, done.stdout.decode(), "device")
-
-    def send(self, bundle: Bundle) -> Sent:
-        sent = Sent(bundle)
-        begun = self.ask(wire.Begun, "begin", given=sent.request)
-        received = self.ask(wire.Received, "receive", sent.digest, given=sent.frames(begun.missing))
-        assert (received.refused, received.missing) == ((), ())
-        return sent
-
-    def install(self, bundle: Bundle, *arguments: str) -> wire.Installed:
-        return self.ask(wire.Installed, "install", self.send(bundle).digest, *arguments)
-
-    def left_over(self) -> list[str]:
-        """What an operation that has ended must not leave."""
-        found = [path for path in self.layout.root.rglob("*.resedge-aside")]
-        return [str(path) for path in (*found, *self.layout.incoming.glob("*"))]
-
-    @property
-    def state(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.layout.state.read_text())
-        return found
+FAULTS = Path(__file__).parents[1] / "shipping" / "faults.py"
 
 
 @pytest.fixture
-def device(tmp_path: Path, maker: Any) -> Device:  # noqa: ANN401 - Maker
-    """A device that trusts the maker of bundles."""
-    layout = Layout(tmp_path / "device")
-    layout.signers.parent.mkdir(parents=True)
-    layout.signers.write_text(maker.signers())
-    return Device(layout)
+def world(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - World
+    """What stands in for the agent's children, in this process, does as this says; the clock does, too."""
+    defined = runpy.run_path(str(FAULTS))
+    made = defined["World"]()
+    monkeypatch.setattr(children, "ask", defined["Bench"](made).ask)
+    monkeypatch.setattr(moments, "now", lambda: made.clock())
+    return made
 
 
 @pytest.fixture
-def sent() -> Callable[[Bundle], Sent]:
-    return Sent
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test where a child is started, and with it a runtime."""
+
+    def refuse(kind: object, request: object, seconds: float | None = None) -> None:
+        raise AssertionError(f"{request} was asked for")
+
+    monkeypatch.setattr(children, "ask", refuse)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,23 +63,32 @@ class Parcel:
         ]
         return {"commands": commands, "digest": self.digest, "given": self.given, **fault}
 
+    def only(self, *command: str) -> Case:
+        """Give one command."""
+        return {"commands": [list(command)], "digest": self.digest, "given": {}}
+
 
 @dataclass(frozen=True)
 class Table:
-    """A device that serves `old`, to which `new` is shipped."""
+    """Bundles, and devices that they are shipped to."""
 
     folder: Path
+    signers: str
     old: Parcel
     new: Parcel
+    wrong: Parcel
 
-    def run(
-        self, cases: Sequence[Case], prepare: Sequence[Case] | None = None, rerun: Case | None = None
-    ) -> list[Outcome]:
+    def run(self, cases: Sequence[Case], prepare: Sequence[Case], rerun: Case) -> list[Outcome]:
+        """Run each case, and then `rerun`, on a copy of a device that has been prepared."""
+        template = self.folder / "device"
+        shutil.rmtree(template, ignore_errors=True)
+        (template / "trust").mkdir(parents=True)
+        (template / "trust" / "allowed_signers").write_text(self.signers)
         assignment = {
-            "template": str(self.folder / "device"),
-            "requests": [self.old.given["begin"], self.new.given["begin"]],
-            "prepare": [self.old.case()] if prepare is None else list(prepare),
-            "rerun": rerun or self.new.case(),
+            "template": str(template),
+            "requests": [parcel.given["begin"] for parcel in (self.old, self.new, self.wrong)],
+            "prepare": list(prepare),
+            "rerun": rerun,
             "cases": list(cases),
         }
         path = self.folder / "assignment.json"
@@ -93,16 +102,16 @@ class Table:
 
 
 @pytest.fixture
-def parcel(maker: Any, tmp_path: Path) -> Callable[..., Parcel]:  # noqa: ANN401 - Maker
-    """Make a bundle whose network nobody runs, and the files that its commands are given."""
+def table(maker: Any, tmp_path: Path) -> Table:  # noqa: ANN401 - Maker
+    """Bundles whose networks nobody runs: the runtime is a stand-in."""
 
-    def make(name: str, **change: Any) -> Parcel:  # noqa: ANN401
+    def parcel(name: str, counter: int) -> Parcel:
         contents = {
             "onnx/fp32.onnx": name.encode() * 300_000,  # two chunks
             bundles.GOLDEN: b"golden",
             bundles.THRESHOLDS: b"thresholds",
         }
-        bundle: Bundle = maker.bundle(contents, **change)
+        bundle: Bundle = maker.bundle(contents, counter=counter)
         paths = {a.sha256: bundle.path / a.path for a in bundle.manifest.files}
         files = [split_file(path) for path in paths.values()]
         manifest, signature = (
@@ -120,58 +129,133 @@ def parcel(maker: Any, tmp_path: Path) -> Callable[..., Parcel]:  # noqa: ANN401
         }
         for part, data in given.items():
             (tmp_path / f"{name}.{part}").write_bytes(data)
-        places = {part: str(tmp_path / f"{name}.{part}") for part in given}
-        return Parcel(sha256_bytes(manifest), places)
+        return Parcel(sha256_bytes(manifest), {part: str(tmp_path / f"{name}.{part}") for part in given})
 
-    return make
-
-
-@pytest.fixture
-def table(maker: Any, parcel: Callable[..., Parcel], tmp_path: Path) -> Table:  # noqa: ANN401 - Maker
-    trust = tmp_path / "device" / "trust"
-    trust.mkdir(parents=True)
-    (trust / "allowed_signers").write_text(maker.signers())
-    return Table(tmp_path, parcel("old", counter=1), parcel("new", counter=2))
+    numbers = {"old": 1, "new": 2, "wrong": 2}
+    return Table(tmp_path, maker.signers(), *(parcel(name, number) for name, number in numbers.items()))
 
 
-def check(outcomes: Sequence[Outcome], old: str | None, new: str) -> Counter[str]:
-    """Check every case; return how many served what after the fault."""
-    names = {old: "old", new: "new"}
-    served: Counter[str] = Counter()
+def check(outcomes: Sequence[Outcome], served: Mapping[str | None, str], at_last: str | None) -> Counter[str]:
+    """Check every case; return how many served what after the fault.
+
+    Args:
+        outcomes: Of the runner.
+        served: What may serve after the fault, and its name.
+        at_last: What must serve once all was done again without the fault.
+    """
+    counts: Counter[str] = Counter()
     broken = []
     for found in outcomes:
-        ended = (
-            (found["again"][:1], found["at_last"], found["left"]) if isinstance(found["again"], list) else ()
-        )
-        if str(found["after"]) in map(str, names) and ended == ([0], new, []):
-            served[names[found["after"]]] += 1
+        after, again = found["after"], found["again"]
+        is_whole = not isinstance(after, dict) and after in served  # otherwise it says what was wrong
+        ended = (again[0], found["at_last"], found["left"]) if isinstance(again, list) else None
+        if is_whole and ended == (0, at_last, []):
+            counts[served[after]] += 1
         else:
             broken.append(found)
     assert not broken, json.dumps(broken, indent=1)
-    return served
+    return counts
+
+
+def say(capsys: pytest.CaptureFixture[str], name: str, served: Counter[str]) -> None:
+    """Print the figures of a table that has held."""
+    with capsys.disabled():
+        parts = ", ".join(f"{what} {count}" for what, count in sorted(served.items()))
+        sys.stdout.write(f"\n{name}: {served.total()} cases; served: {parts}; neither: 0; not converged: 0\n")
 
 
 def test_every_state_and_every_fault(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
     cases = []
     for state in STATES:
         for fault in FAULTS:
-            case = table.new.case(
-                *(["--confirm-command", "false"] if state == "rollback" else []), state=state, fault=fault
-            )
+            objection = ["--confirm-command", "false"] if state == "rollback" else []
+            case = table.new.case(*objection, state=state, fault=fault)
             if (state, fault) == ("begin", "bad signature"):
                 case["given"] = {**case["given"], "begin": case["given"]["forged"]}
             cases.append(case)
-    outcomes = table.run(cases)
-    served = check(outcomes, table.old.digest, table.new.digest)
-    ended = Counter(
-        str(found["first"][0]) if isinstance(found["first"], list) else "killed" for found in outcomes
-    )
-    with capsys.disabled():
-        print(_figures("states x faults", outcomes, served), dict(ended))
-        for found in outcomes:
-            print(found["case"], found["first"], found["after"] == table.new.digest, found["failed"])
+    outcomes = table.run(cases, [table.old.case()], table.new.case())
+    served = check(outcomes, {table.old.digest: "old", table.new.digest: "new"}, table.new.digest)
+    say(capsys, "10 states x 10 faults", served)
+    for case, found in zip(cases, outcomes, strict=True):
+        _check_exit(case["state"], case["fault"], found)
 
 
-def _figures(name: str, outcomes: Sequence[Outcome], served: Counter[str]) -> str:
-    parts = ", ".join(f"{what} {count}" for what, count in sorted(served.items()))
-    return f"\n{name}: {len(outcomes)} cases; served afterwards: {parts}, neither 0; converged: all"
+def _check_exit(state: str, fault: str, found: Outcome) -> None:
+    """Check that a fault is told by its exit code, and one that comes too late to matter by none."""
+    if fault == "killed agent":
+        assert found["first"] == {"signal": 9}, found
+        return
+    after_transfer = STATES.index(state) >= STATES.index("stage")
+    expected = {
+        "killed controller": {0} if after_transfer else {5, 6},
+        "network cut": {0} if after_transfer else {5, 6},
+        "disk full": {6},
+        "bad signature": {5},
+        "wrong version": {4, 0} if state == "commit" else {4},
+        "build out of memory": {6, 0} if state == "commit" else {6},
+        "golden mismatch": {1, 0} if state == "commit" else {1},
+        "latency over limit": {1} if STATES.index(state) <= STATES.index("trial") else {0},
+        "wrong clock": {0} if after_transfer else {5},
+    }[fault]
+    if state == "rollback":  # entered since the owner's check failed
+        expected = {6} if fault == "disk full" else {1}
+    assert found["first"][0] in expected, found
+
+
+MODES = ("kill", "full", "io")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Commands to a device that has been prepared, what may serve after a fault, and what at last."""
+
+    prepare: list[Case]
+    case: Case
+    served: dict[str | None, str]
+    at_last: str | None
+    rerun: Case | None = None
+
+
+def _scenarios(table: Table) -> dict[str, Scenario]:
+    old, new = table.old, table.new
+    either: dict[str | None, str] = {old.digest: "old", new.digest: "new"}
+    objected = new.case("--confirm-command", "false")
+    interrupted = new.case(state="confirm", fault="killed agent")
+    return {
+        "ship": Scenario([old.case()], new.case(), either, new.digest),
+        "first ship": Scenario([], new.case(), {None: "nothing", new.digest: "new"}, new.digest),
+        "a failing trial": Scenario([old.case()], table.wrong.case(), either, new.digest, new.case()),
+        "a failing check": Scenario([old.case()], objected, either, new.digest, new.case()),
+        "roll back": Scenario([old.case(), new.case()], new.only("rollback", old.digest), either, old.digest),
+        "collect": Scenario([old.case(), new.case()], new.only("collect", "--keep", "1"), either, new.digest),
+        "recover": Scenario([old.case(), interrupted], new.only("recover"), either, new.digest),
+    }
+
+
+def _every_step(table: Table, name: str, every: int, modes: Sequence[str]) -> Counter[str]:
+    """Break a scenario at every so many steps, each way."""
+    scenario = _scenarios(table)[name]
+    rerun = scenario.rerun or scenario.case
+    (whole,) = table.run([scenario.case], scenario.prepare, rerun)
+    steps = whole["first"][1]
+    assert steps > 4, whole
+    cases = [
+        {**scenario.case, "step": step, "mode": mode} for step in range(1, steps + 1, every) for mode in modes
+    ]
+    return check(table.run(cases, scenario.prepare, rerun), scenario.served, scenario.at_last)
+
+
+@pytest.mark.parametrize("name", ["ship", "roll back", "collect", "recover"])
+def test_a_kill_at_some_steps(table: Table, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    say(capsys, f"{name}, killed at every 9th step", _every_step(table, name, 9, ("kill",)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "name", ["ship", "first ship", "a failing trial", "a failing check", "roll back", "collect", "recover"]
+)
+def test_every_step_of_every_command(
+    table: Table, capsys: pytest.CaptureFixture[str], name: str, mode: str
+) -> None:
+    say(capsys, f"{name}, {mode} at every step", _every_step(table, name, 1, (mode,)))
