@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -163,7 +164,7 @@ class Demo:
     def run(self, what: str, *arguments: str) -> int:
         """Run a command of resedge as the owner does; keep what it came to."""
         began = time.monotonic()
-        print(f"\n$ resedge {' '.join(arguments)}", flush=True)
+        print(f"\n$ resedge {shlex.join(arguments)}", flush=True)
         command = [sys.executable, "-m", "resedge", *arguments, "--python", sys.executable]
         code = subprocess.run(command, env=self.owner.environment, check=False).returncode
         serving = (self.root / "current").readlink().name[:12]
