@@ -225,7 +225,8 @@ async def _fed(process: asyncssh.SSHClientProcess[bytes], feed: Feed | bytes) ->
 
 async def _listen(process: asyncssh.SSHClientProcess[bytes], on_line: Callable[[str], bool] | None) -> str:
     """Tell each line of a program's standard error; return the last of those that nobody wanted."""
-    rest, unheard = b"", []
+    rest = b""
+    unheard: list[str] = []
     while piece := await process.stderr.read(_PIECE):
         *lines, rest = (rest + piece).split(b"\n")
         rest = rest[-_LONGEST_LINE:]

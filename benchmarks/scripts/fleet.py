@@ -28,11 +28,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import loopback
-import small_bundle
-
 from resedge import bundle as bundles
 from resedge.artifacts import sha256_file
+from resedge.benchmarks.scripts import loopback, small_bundle
 from resedge.bundle import Bundle
 from resedge.machine import describe
 from resedge.pipeline import keys
@@ -219,7 +217,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _signed(out: Path, seed: int, channels: int, key: Path) -> Bundle:
-    made = small_bundle.write(out, seed=seed, channels=channels)
+    made: Bundle = small_bundle.write(out, seed=seed, channels=channels)
     now = moments.now()
     # The second one's counter has to be the higher one.
     for _ in range(seed):

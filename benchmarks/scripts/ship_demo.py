@@ -31,14 +31,13 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-import loopback
 import numpy as np
 import numpy.typing as npt
-import small_bundle
 from safetensors.numpy import save
 
 from resedge import bundle as bundles
 from resedge.artifacts import sha256_bytes
+from resedge.benchmarks.scripts import loopback, small_bundle
 from resedge.golden import read_golden
 from resedge.pipeline import keys
 from resedge.shipping import moments

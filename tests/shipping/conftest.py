@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,8 +17,10 @@ from resedge.bundle import Bundle, Manifest, ModelInfo, Target
 from resedge.pipeline import keys
 from resedge.shipping import moments, zipapp
 
+if TYPE_CHECKING:
+    from resedge.benchmarks.scripts.loopback import Owner, Servers
+
 ROOT = Path(__file__).parents[2]
-LOOPBACK = ROOT / "benchmarks" / "scripts" / "loopback.py"
 FAKE_AGENT = Path(__file__).parent / "fake_agent.py"
 
 MakeBundle = Callable[..., Bundle]
@@ -28,7 +29,7 @@ MakeBundle = Callable[..., Bundle]
 def _manifest(contents: Mapping[str, bytes], engines: tuple[str, ...], **change: Any) -> Manifest:  # noqa: ANN401
     files = tuple(Artifact(Path(name), sha256_bytes(c), "any") for name, c in sorted(contents.items()))
     by_name = {file.path.as_posix(): file for file in files}
-    fields = {
+    fields: dict[str, Any] = {
         "format_version": 1,
         "counter": 0,
         "expires": None,
@@ -72,23 +73,25 @@ def write_bundle(tmp_path: Path) -> MakeBundle:
 
 
 @pytest.fixture(scope="session")
-def loopback() -> SimpleNamespace:
-    """What benchmarks/scripts/loopback.py defines: SSH servers on this machine."""
+def loopback() -> ModuleType:
+    """SSH servers on this machine."""
     pytest.importorskip("asyncssh")
-    return SimpleNamespace(**runpy.run_path(str(LOOPBACK)))
+    from resedge.benchmarks.scripts import loopback
+
+    return loopback
 
 
 @pytest.fixture
-def owner(loopback: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - Owner
+def owner(loopback: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owner:
     """Who runs the commands of a test: a home with a key and nobody's agent."""
-    made = loopback.Owner(tmp_path / "owner")
+    made: Owner = loopback.Owner(tmp_path / "owner")
     monkeypatch.setenv("HOME", str(made.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     return made
 
 
 @pytest.fixture
-def servers(loopback: SimpleNamespace, owner: Any, tmp_path: Path) -> Iterator[Any]:  # noqa: ANN401 - Servers
+def servers(loopback: ModuleType, owner: Owner, tmp_path: Path) -> Iterator[Servers]:
     """SSH servers of asyncssh in a thread of this process."""
     (tmp_path / "servers").mkdir()
     with loopback.Servers(tmp_path / "servers", owner) as running:
@@ -123,7 +126,7 @@ def place_of() -> Callable[[int, Path], Place]:
 
 @pytest.fixture
 def place(
-    servers: Any,  # noqa: ANN401 - Servers
+    servers: Servers,
     place_of: Callable[[int, Path], Place],
     tmp_path: Path,
 ) -> Callable[..., Place]:

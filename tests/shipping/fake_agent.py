@@ -110,7 +110,8 @@ class Agent:
         )
 
     def status(self, _: list[str]) -> wire.Status:
-        now, serving, releases = moments.to_text(moments.now()), None, ()
+        now, serving = moments.to_text(moments.now()), None
+        releases: tuple[wire.Release, ...] = ()
         if (self.root / "serving").exists():
             digest = (self.root / "serving").read_text()
             serving = wire.Serving(digest, 2, "net", (self.root / "engine").read_text(), now, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from resedge.bundle import Bundle
 from resedge.cli import main
 
 if TYPE_CHECKING:
+    from resedge.benchmarks.scripts.loopback import Owner
     from tests.shipping.conftest import Place
 
 CONTENTS = {"engines/a.onnx": b"engine", "onnx/fp32.onnx": b"graph"}
@@ -127,9 +129,9 @@ def test_an_expired_bundle_is_refused_before_anybody_is_reached(
 
 
 def test_a_device_that_is_not_there(
-    bundle: Bundle, sign: Callable[..., Bundle], owner: object, loopback: object
+    bundle: Bundle, sign: Callable[..., Bundle], owner: Owner, loopback: ModuleType
 ) -> None:
-    port = loopback.free_port()  # type: ignore[attr-defined]
+    port = loopback.free_port()
     found = run("ship", sign(bundle).path, f"127.0.0.1:{port}", "--quiet")
     assert found.exit_code == 4
     assert "unreachable" in found.output

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from resedge.pipeline.shipping import Outcome, Reaching, result_of
 from resedge.shipping.delivery import Delivered, Order
 
 if TYPE_CHECKING:
+    from resedge.benchmarks.scripts.loopback import Owner, Servers
     from tests.shipping.conftest import Place
 
 MB = 1 << 20
@@ -58,7 +60,7 @@ def test_a_bundle_is_sent_once_and_installed(
 
 
 def test_devices_side_by_side_and_one_that_is_not_there(
-    bundle: Bundle, place: Start, faked: Fake, key_pair: tuple[Path, Path], loopback: SimpleNamespace
+    bundle: Bundle, place: Start, faked: Fake, key_pair: tuple[Path, Path], loopback: ModuleType
 ) -> None:
     devices = [faked(place(f"device{number}")) for number in range(3)]
     devices[1].tell(rejects="the golden images do not agree")
@@ -68,7 +70,7 @@ def test_devices_side_by_side_and_one_that_is_not_there(
     assert [shipping.exit_code(o) for o in shipped.outcomes] == [0, 1, 0, 4]
     assert shipped.exit_code == 4
     assert isinstance(shipped.document, dict)
-    assert [row["host"] for row in shipped.document["devices"]] == hosts  # type: ignore[index, union-attr]
+    assert [row["host"] for row in shipped.document["devices"]] == hosts
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -88,8 +90,7 @@ def test_a_bundle_that_cannot_fit_is_refused_before_a_byte_of_it_is_sent(
     device = faked(place())
     device.tell(facts=facts)
     (outcome,) = ship(bundle, device, trust=key_pair[1])
-    with pytest.raises(type(outcome.error), match=words):  # type: ignore[arg-type]
-        raise outcome.error  # type: ignore[misc]
+    assert re.search(words, outcome.failure), outcome.failure
     assert device.calls == ["probe"]
     assert outcome.sent_bytes == 0
 
@@ -191,9 +192,9 @@ def test_a_cut_network_is_gone_on_with_where_it_stopped(
     place: Start,
     faked: Fake,
     key_pair: tuple[Path, Path],
-    loopback: SimpleNamespace,
-    owner: Any,  # noqa: ANN401
-    servers: Any,  # noqa: ANN401
+    loopback: ModuleType,
+    owner: Owner,
+    servers: Servers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shipping, "_PAUSE_SECONDS", 0.01)
@@ -253,8 +254,7 @@ def test_an_agent_that_answers_badly_is_an_error_of_that_device_alone(
     device.tell(**told)
     outcome, good = ship(bundle, device, other, trust=key_pair[1])
     assert result_of(outcome) == result
-    with pytest.raises(type(outcome.error), match=words):  # type: ignore[arg-type]
-        raise outcome.error  # type: ignore[misc]
+    assert re.search(words, outcome.failure), outcome.failure
     assert result_of(good) == "updated"
 
 
@@ -295,8 +295,8 @@ def test_an_unknown_host_key_is_refused_with_the_command_that_accepts_it(
     bundle: Bundle,
     place: Start,
     faked: Fake,
-    owner: Any,  # noqa: ANN401
-    loopback: SimpleNamespace,
+    owner: Owner,
+    loopback: ModuleType,
     tmp_path: Path,
 ) -> None:
     device = faked(place())
@@ -313,7 +313,7 @@ def test_an_unknown_host_key_is_refused_with_the_command_that_accepts_it(
 
 
 def test_a_key_that_the_device_does_not_know_is_refused(
-    bundle: Bundle, place: Start, faked: Fake, loopback: SimpleNamespace, tmp_path: Path
+    bundle: Bundle, place: Start, faked: Fake, loopback: ModuleType, tmp_path: Path
 ) -> None:
     device = faked(place())
     stranger = loopback.make_key(tmp_path / "stranger")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +25,7 @@ from resedge.shipping import wheels, wire
 from resedge.shipping.delivery import Delivered, Order
 
 if TYPE_CHECKING:
+    from resedge.benchmarks.scripts.loopback import Owner, Relay, Servers
     from tests.shipping.conftest import Place
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "scripts"
@@ -36,14 +36,16 @@ Start = Callable[..., "Place"]
 
 
 @pytest.fixture(scope="session")
-def small_bundle() -> SimpleNamespace:
+def small_bundle() -> ModuleType:
     for library in ("onnx", "onnxruntime"):
         pytest.importorskip(library)
-    return SimpleNamespace(**runpy.run_path(str(SCRIPTS / "small_bundle.py")))
+    from resedge.benchmarks.scripts import small_bundle
+
+    return small_bundle
 
 
 @pytest.fixture
-def make(small_bundle: SimpleNamespace, sign: Make, tmp_path: Path) -> Make:
+def make(small_bundle: ModuleType, sign: Make, tmp_path: Path) -> Make:
     """Write and sign a bundle in the one place of this test's model, so that counters grow."""
 
     def made(seed: int, **how: Any) -> Bundle:  # noqa: ANN401
@@ -55,8 +57,8 @@ def make(small_bundle: SimpleNamespace, sign: Make, tmp_path: Path) -> Make:
 @pytest.fixture(params=["OpenSSH", "asyncssh"])
 def device(
     request: pytest.FixtureRequest,
-    loopback: SimpleNamespace,
-    owner: Any,  # noqa: ANN401
+    loopback: ModuleType,
+    owner: Owner,
     tmp_path: Path,
 ) -> Iterator[Place]:
     """A device behind either server, whose commands run in a home of its own."""
@@ -183,7 +185,7 @@ def test_two_controllers_at_once_leave_what_one_would(
 class _Cutter(shipping.SilentFleet):
     """Cuts the network when a device says that it has come to a state."""
 
-    def __init__(self, relay: Any, state: str) -> None:  # noqa: ANN401
+    def __init__(self, relay: Relay, state: str) -> None:
         self.relay, self.state, self.steps = relay, state, list[str]()
 
     def step(self, host: str, text: str) -> None:
@@ -197,9 +199,9 @@ def test_a_network_that_is_cut_while_the_device_installs(
     make: Make,
     place: Start,
     key_pair: tuple[Path, Path],
-    loopback: SimpleNamespace,
-    owner: Any,  # noqa: ANN401
-    servers: Any,  # noqa: ANN401
+    loopback: ModuleType,
+    owner: Owner,
+    servers: Servers,
     state: str,
 ) -> None:
     device, bundle = place(), make(1)
@@ -217,7 +219,7 @@ def test_a_network_that_is_cut_while_the_device_installs(
 def test_an_interrupted_shipment_goes_on(
     make: Make,
     place: Start,
-    owner: Any,  # noqa: ANN401
+    owner: Owner,
     key_pair: tuple[Path, Path],
 ) -> None:
     device, bundle = place(), make(1, channels=512)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ from resedge.shipping import hosts, remote, ssh
 from resedge.shipping.remote import Remote, Survey
 
 if TYPE_CHECKING:
+    from resedge.benchmarks.scripts.loopback import Owner, Servers
     from tests.shipping.conftest import Place
 
 T = TypeVar("T")
@@ -67,9 +69,9 @@ def test_an_answer_without_end_is_refused(place: Start, monkeypatch: pytest.Monk
 
 def test_a_connection_that_breaks_is_said(
     place: Start,
-    loopback: Any,  # noqa: ANN401
-    owner: Any,  # noqa: ANN401
-    servers: Any,  # noqa: ANN401
+    loopback: ModuleType,
+    owner: Owner,
+    servers: Servers,
 ) -> None:
     device = place()
     relay = loopback.Relay(device.port, cut_each=100_000)
@@ -93,7 +95,7 @@ def test_an_identity_that_is_no_key_is_refused(place: Start, tmp_path: Path) -> 
 
 def test_names_of_a_device_come_from_the_users_own_configuration(
     place: Start,
-    owner: Any,  # noqa: ANN401
+    owner: Owner,
 ) -> None:
     device = place()
     (owner.home / ".ssh" / "config").write_text(f"Host nano\n  HostName 127.0.0.1\n  Port {device.port}\n")
