@@ -91,6 +91,7 @@ class Servers:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._listening: list[asyncssh.SSHAcceptor] = []
         self._running: set[asyncio.subprocess.Process] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Servers:
         self._thread.start()
@@ -116,8 +117,10 @@ class Servers:
     async def _start(self, home: Path, environment: dict[str, str]) -> int:
         variables = {"PATH": os.environ["PATH"], "HOME": str(home), **environment}
 
-        async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
-            await self._run(process, home, variables)
+        def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+            task = self._loop.create_task(self._run(process, home, variables))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
 
         acceptor = await asyncssh.listen(
             LOOPBACK,
@@ -165,9 +168,11 @@ class Servers:
             acceptor.close()
         for acceptor in self._listening:
             await acceptor.wait_closed()
-        for child in list(self._running):
-            os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
+        while self._serving:  # one that is about to start a program is waited for
+            for child in self._running:
+                if child.returncode is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+            await asyncio.wait(self._serving, timeout=0.1)
 
     def _wait(self, task: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - what the coroutine returns
         return asyncio.run_coroutine_threadsafe(task, self._loop).result(60)
