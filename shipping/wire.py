@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeVar, get_args
 
 from resedge import errors
@@ -350,9 +350,9 @@ def read_limits(text: str) -> Limits:
         InputRefused: It is no JSON, has an unknown key, or a limit that is not above 0.
     """
     document = parse_json(text, "--limits")
-    given = dict(document) if isinstance(document, Mapping) else document
-    none = encode(Limits())
-    limits = decode(Limits, {**none, **given} if isinstance(given, dict) else given, "--limits")
+    if isinstance(document, dict):
+        document = {**asdict(Limits()), **document}
+    limits = decode(Limits, document, "--limits")
     if any(value is not None and value <= 0 for value in (limits.p50_ms, limits.p95_ms, limits.memory_bytes)):
         raise InputRefused("a limit must be above 0.", where="--limits")
     return limits

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="resedge-agent", description="Installs bundles of resedge on a device.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--root", help=f"the device's folder (default: ${layouts.ENVIRONMENT}, or under ~)")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

@@ -48,8 +48,11 @@ def facts(runtimes: dict[str, tuple[str, ...]], **change: Any) -> wire.Facts:  #
 
 
 def manifest(
-    *names: str, engines: tuple[EngineName, ...] = (), pair_safe: bool = False, **target: Any
-) -> Manifest:  # noqa: ANN401
+    *names: str,
+    engines: tuple[EngineName, ...] = (),
+    pair_safe: bool = False,
+    **target: Any,  # noqa: ANN401
+) -> Manifest:
     files = tuple(
         Artifact(Path(name), "0" * 64, name.rpartition(".")[0], meta={"pair_safe": pair_safe})
         for name in names
