@@ -128,7 +128,7 @@ def test_no_runtime_is_told_from_a_bundle_that_does_not_fit() -> None:
         ({"compute_capability": "7.2"}, False),
     ],
 )
-def test_a_bundle_for_a_certain_jetson(target: dict[str, str], fits: bool) -> None:
+def test_a_bundle_for_a_certain_jetson(target: dict[str, Any], fits: bool) -> None:
     made = manifest("onnx/fp32.onnx", **target)
     on_orin = misfits(made, facts({"openvino": ("fp32",)}, jetson=ORIN), ("openvino", "fp32"))
     assert (on_orin == ()) == fits
