@@ -136,9 +136,11 @@ def _take_over(
 def _held(layout: Layout, known: journal.Journal) -> Iterator[tuple[str, Path]]:
     for release in known.releases:
         root = layout.bundle(release.digest)
-        if bundles.is_bundle(root):
-            for artifact in bundles.read(root).manifest.files:
-                yield artifact.sha256, root / artifact.path
+        try:
+            artifacts = bundles.read(root).manifest.files
+        except InputRefused:  # a release that is damaged has nothing to give
+            continue
+        yield from ((artifact.sha256, root / artifact.path) for artifact in artifacts)
 
 
 def _missing(folder: Path, offered: Mapping[str, FileChunks]) -> tuple[wire.Missing, ...]:

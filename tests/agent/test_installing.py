@@ -257,3 +257,19 @@ def test_a_link_that_leads_elsewhere_is_refused(target: Any, first: Bundle) -> N
     target.layout.current.mkdir()
     with pytest.raises(InputRefused, match="is not a link"):
         target.ask(wire.Status, "status")
+
+
+def test_a_release_that_is_ruined_stands_in_nobodys_way(
+    target: Any,  # noqa: ANN401
+    first: Bundle,
+    second: Bundle,
+    world: Any,  # noqa: ANN401
+) -> None:
+    served = target.here.install(first).digest
+    shutil.rmtree(target.layout.bundle(served))
+    (target.layout.release(served) / "trial.json").write_text("{")
+    status = target.ask(wire.Status, "status")
+    assert status.serving is not None
+    assert (status.serving.digest, status.serving.trial) == (served, None)
+    done = target.here.install(second)
+    assert (done.outcome, done.serving) == ("committed", done.digest)
