@@ -12,8 +12,10 @@ rollback brings the first one back.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from typing import Any
 
 import loopback
 import numpy as np
+import numpy.typing as npt
 import small_bundle
 from safetensors.numpy import save
 
@@ -63,7 +66,7 @@ class Client:
         """
         connection = HTTPConnection(loopback.LOOPBACK, self.port, timeout=30)
         try:
-            connection.request("POST", "/", self.body)
+            connection.request("POST", "/predict", self.body)
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
             if response.status != 200:
@@ -161,7 +164,7 @@ class Demo:
     def run(self, what: str, *arguments: str) -> int:
         """Run a command of resedge as the owner does; keep what it came to."""
         began = time.monotonic()
-        print(f"\n$ resedge {' '.join(arguments)}", flush=True)
+        print(f"\n$ resedge {shlex.join(arguments)}", flush=True)
         command = [sys.executable, "-m", "resedge", *arguments, "--python", sys.executable]
         code = subprocess.run(command, env=self.owner.environment, check=False).returncode
         serving = (self.root / "current").readlink().name[:12]
@@ -182,11 +185,12 @@ def tell(demo: Demo, folder: Path) -> dict[str, Any]:
         bundle = bundles.read(demo.bundle)
         images, _ = read_golden(bundle.file(bundles.GOLDEN))
         with demo.service() as port:
-            client = Client(port, images[0].tobytes())
+            client = Client(port, _as_npy(images[:1]))
+            check = f"{sys.executable} {SERVICE} --wait-for http://{loopback.LOOPBACK}:{port}"
             with client.asking():
-                codes.append(demo.ship("second", host))
+                codes.append(demo.ship("second", host, "--confirm-command", check))
                 demo.spoil()
-                codes.append(demo.ship("bad", host))
+                codes.append(demo.ship("bad", host, "--confirm-command", check))
                 codes.append(demo.run("rollback", "rollback", host))
                 time.sleep(1)
         demo.run("status", "status", host)
@@ -197,6 +201,12 @@ def tell(demo: Demo, folder: Path) -> dict[str, Any]:
         "answers": {release[:12]: count for release, count in client.answers.items()},
         "failures": client.failures,
     }
+
+
+def _as_npy(images: npt.NDArray[np.float32]) -> bytes:
+    body = io.BytesIO()
+    np.save(body, images)
+    return body.getvalue()
 
 
 def wrongs(seen: dict[str, Any]) -> list[str]:
