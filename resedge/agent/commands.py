@@ -20,7 +20,7 @@ from resedge.agent.rolling_back import roll_back
 from resedge.agent.status import status
 from resedge.engines import GRAPHS, EngineName
 from resedge.errors import ResedgeError, UsageError
-from resedge.shipping import wire
+from resedge.shipping import framing, wire
 
 IDLE_SECONDS: Final = 60.0
 REJECTED: Final = 1
@@ -131,7 +131,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _patient(seconds: float) -> wire.Read:
+def _patient(seconds: float) -> framing.Read:
     """Return what reads standard input; a link that is silent for too long counts as cut.
 
     A cut link can go unnoticed for hours, in which this process would keep the device's lock.

@@ -32,7 +32,7 @@ from resedge.agent.journal import Journal
 from resedge.agent.layout import Layout
 from resedge.artifacts import Artifact, Engine
 from resedge.errors import MachineFailure, RuntimeUnavailable
-from resedge.shipping import moments, signing, wire
+from resedge.shipping import framing, moments, signing, wire
 
 STEPS = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.truncate"}
 TAKES_SPACE = {"os.mkdir", "os.link", "os.symlink"}
@@ -372,7 +372,7 @@ def remember_signatures(layout: Layout, requests: list[str]) -> None:
         return held.get(key) or real(data, signature, signers, namespace, where)
 
     for name in requests:
-        request = wire.read_request(io.BytesIO(Path(name).read_bytes()).read)
+        request = framing.read_request(io.BytesIO(Path(name).read_bytes()).read)
         given = (request.manifest, request.signature)
         key = (*given, layout.signers.read_bytes(), signing.BUNDLE_NAMESPACE)
         held[key] = real(*given, layout.signers, signing.BUNDLE_NAMESPACE, name)
