@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NoReturn
 
-from resedge import __version__, files
+from resedge import files
 from resedge.agent import layout as layouts
 from resedge.agent import receiving, releases
 from resedge.agent.facts import facts
@@ -21,6 +21,7 @@ from resedge.agent.status import status
 from resedge.engines import GRAPHS, EngineName
 from resedge.errors import ResedgeError, UsageError
 from resedge.shipping import framing, wire
+from resedge.version import __version__
 
 IDLE_SECONDS: Final = 60.0
 REJECTED: Final = 1
