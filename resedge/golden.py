@@ -99,4 +99,5 @@ def _tensor(data: bytes, start: int, entry: Mapping[str, Any], where: str) -> Fl
         raise InputRefused("does not hold float32 numbers of at least one image.", where=where)
     if end - begin != 4 * math.prod(entry["shape"]):
         raise InputRefused("is not a sound safetensors file: a shape is not its size.", where=where)
-    return np.frombuffer(data[start + begin : start + end], "<f4").reshape(entry["shape"]).astype(np.float32)
+    shape: tuple[int, ...] = tuple(entry["shape"])
+    return np.frombuffer(data[start + begin : start + end], "<f4").reshape(shape).astype(np.float32)

@@ -10,7 +10,7 @@ from resedge import bundle as bundles
 from resedge.artifacts import sha256_bytes
 from resedge.bundle import Bundle
 from resedge.errors import InputRefused, StaleArtifact
-from resedge.shipping import wire
+from resedge.shipping import framing, wire
 from resedge.shipping.chunks import FileChunks, read_chunk, split_file
 
 
@@ -44,7 +44,7 @@ class Parcel:
     @property
     def request(self) -> bytes:
         """What the agent's `begin` is given."""
-        return wire.begin_request(self.manifest, self.signature, self.files)
+        return framing.begin_request(self.manifest, self.signature, self.files)
 
     def size_of(self, missing: Sequence[wire.Missing]) -> int:
         """Return the bytes of chunks that a device says it does not hold.
@@ -80,7 +80,7 @@ class Parcel:
                     data = read_chunk(stream, file, index)
                     if sha256_bytes(data) != file.chunks[index]:
                         raise StaleArtifact("changed while it was sent.", where=str(path))
-                    yield wire.chunk_frame(file.sha256, index, data)
+                    yield framing.chunk_frame(file.sha256, index, data)
                     sent(len(data))
 
     def _by_digest(self) -> dict[str, FileChunks]:

@@ -1,33 +1,26 @@
-"""What a workstation and a device say to each other: frozen values, and the few bytes around them.
+"""What a workstation and a device say to each other: frozen values, in JSON, with a version.
 
 A command of the agent answers with one `Envelope` as JSON on its standard output, and says meanwhile how
 far it is, one `Progress` a line, on its standard error, where other programs may write, too. What is sent
-to it, on its standard input, is a request of `begin_request`, or the frames of `chunk_frame`.
+to it, on its standard input, stands in `framing.py`.
 """
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeVar, get_args
 
 from resedge import errors
-from resedge.artifacts import sha256_bytes
 from resedge.codec import JsonValue, canonical_json, decode, encode, parse_json
-from resedge.errors import InputRefused, MachineFailure, ResedgeError
-from resedge.shipping.chunks import CHUNK_BYTES, FileChunks
+from resedge.errors import InputRefused, ResedgeError
 
 WIRE_VERSION: Final = 1
 
-_LENGTH: Final = struct.Struct(">I")
-_FRAME: Final = struct.Struct(">32sII32s")  # the file's digest, the chunk's index, its length and its digest
-_MOST_BYTES: Final = 64 << 20
 _CURE_OF_VERSION: Final = "Send the agent that belongs to this resedge: sign the bundle again, and ship it."
 
 T = TypeVar("T")
-Read = Callable[[int], bytes]
 
 State = Literal["stage", "verify", "build", "trial", "switch", "confirm", "commit", "rollback"]
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -350,102 +343,9 @@ def read_limits(text: str) -> Limits:
         InputRefused: It is no JSON, has an unknown key, or a limit that is not above 0.
     """
     document = parse_json(text, "--limits")
-    given = dict(document) if isinstance(document, Mapping) else document
-    none = encode(Limits())
-    limits = decode(Limits, {**none, **given} if isinstance(given, dict) else given, "--limits")
+    if isinstance(document, dict):
+        document = {**asdict(Limits()), **document}
+    limits = decode(Limits, document, "--limits")
     if any(value is not None and value <= 0 for value in (limits.p50_ms, limits.p95_ms, limits.memory_bytes)):
         raise InputRefused("a limit must be above 0.", where="--limits")
     return limits
-
-
-# --- what is sent to a device --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Offer:
-    """The files of a bundle in chunks, each content once."""
-
-    files: tuple[FileChunks, ...]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `begin` is given: the bytes of manifest and signature, and what can be sent."""
-
-    manifest: bytes
-    signature: bytes
-    offer: Offer
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A chunk of a file; `sound` says whether the bytes are those that were sent."""
-
-    sha256: str
-    index: int
-    data: bytes
-    sound: bool
-
-
-def begin_request(manifest: bytes, signature: bytes, files: Sequence[FileChunks]) -> bytes:
-    """Return what `begin` is given: three blocks, each behind its length."""
-    offer = canonical_json(encode(Offer(tuple(files)))).encode()
-    return b"".join(_LENGTH.pack(len(block)) + block for block in (manifest, signature, offer))
-
-
-def read_request(read: Read) -> Request:
-    """Read what `begin` is given.
-
-    Args:
-        read: Returns that many bytes, or fewer where the stream has ended.
-
-    Raises:
-        InputRefused: A block is no such block.
-        MachineFailure: It ended early.
-    """
-    manifest, signature, offer = (_block(read) for _ in range(3))
-    try:
-        document = parse_json(offer.decode(), "offer")
-    except UnicodeDecodeError as error:
-        raise InputRefused("is not UTF-8 text.", where="offer") from error
-    request = Request(manifest, signature, decode(Offer, document, "offer"))
-    for file in request.offer.files:
-        file.check(f"offer: {file.sha256:.12}")
-    return request
-
-
-def chunk_frame(sha256: str, index: int, data: bytes) -> bytes:
-    """Return the frame of a chunk: a header of 72 bytes, then the chunk."""
-    digest = bytes.fromhex(sha256_bytes(data))
-    return _FRAME.pack(bytes.fromhex(sha256), index, len(data), digest) + data
-
-
-def read_frames(read: Read) -> Iterator[Frame]:
-    """Read frames for as long as whole ones come; a stream that breaks off just ends.
-
-    Args:
-        read: Returns that many bytes, or fewer where the stream has ended.
-
-    Raises:
-        InputRefused: A header claims more bytes than a chunk has: the stream is out of step.
-    """
-    while len(header := read(_FRAME.size)) == _FRAME.size:
-        file, index, length, digest = _FRAME.unpack(header)
-        if length > CHUNK_BYTES:
-            raise InputRefused(f"a chunk of {length:,} bytes was announced, more than {CHUNK_BYTES:,}.")
-        data = read(length)
-        if len(data) < length:
-            return
-        yield Frame(file.hex(), index, data, sha256_bytes(data) == digest.hex())
-
-
-def _block(read: Read) -> bytes:
-    prefix = read(_LENGTH.size)
-    if len(prefix) == _LENGTH.size:
-        (length,) = _LENGTH.unpack(prefix)
-        if length > _MOST_BYTES:
-            raise InputRefused(f"a block of {length:,} bytes was announced, more than {_MOST_BYTES:,}.")
-        block = read(length)
-        if len(block) == length:
-            return block
-    raise MachineFailure("the request ended early.", cure="The connection broke off; send it again.")

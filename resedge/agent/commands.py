@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NoReturn
 
-from resedge import __version__, files
+from resedge import files
 from resedge.agent import layout as layouts
 from resedge.agent import receiving, releases
 from resedge.agent.facts import facts
@@ -20,7 +20,8 @@ from resedge.agent.rolling_back import roll_back
 from resedge.agent.status import status
 from resedge.engines import GRAPHS, EngineName
 from resedge.errors import ResedgeError, UsageError
-from resedge.shipping import wire
+from resedge.shipping import framing, wire
+from resedge.version import __version__
 
 IDLE_SECONDS: Final = 60.0
 REJECTED: Final = 1
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="resedge-agent", description="Installs bundles of resedge on a device.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--root", help=f"the device's folder (default: ${layouts.ENVIRONMENT}, or under ~)")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -131,7 +132,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _patient(seconds: float) -> wire.Read:
+def _patient(seconds: float) -> framing.Read:
     """Return what reads standard input; a link that is silent for too long counts as cut.
 
     A cut link can go unnoticed for hours, in which this process would keep the device's lock.

@@ -9,7 +9,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Final
 
-from resedge import __version__, machine
+from resedge import machine
 from resedge.agent import children
 from resedge.agent.layout import Layout
 from resedge.agent.status import status
@@ -19,6 +19,7 @@ from resedge.jetson.device import Jetson
 from resedge.jetson.jetpack import jetpack_of
 from resedge.shipping import moments, wire
 from resedge.shipping.fitting import PREFERENCE
+from resedge.version import __version__
 
 SYSTEM_ROOT: Final = "RESEDGE_SYSROOT"
 RUNTIMES: Final = tuple(dict.fromkeys(runtime for runtime, _ in PREFERENCE))

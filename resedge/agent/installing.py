@@ -18,6 +18,7 @@ from resedge.agent import admission, engines, journal, releases
 from resedge.agent.facts import facts
 from resedge.agent.journal import Journal
 from resedge.agent.layout import Layout
+from resedge.agent.status import described
 from resedge.bundle import Bundle
 from resedge.engines import EngineName
 from resedge.errors import BuildFailed, InputRefused, MachineFailure, NotFinite, ResedgeError, StaleArtifact
@@ -193,16 +194,8 @@ def _settle(course: Course, order: Order) -> wire.Installed:
     if reason:
         return _rejected(course, trial, reason)
     course.enter("commit")
-    engine, manifest = engines.read_engine(layout, digest), releases.authentic_manifest(layout, digest)
-    course.commit(
-        wire.Release(
-            digest,
-            manifest.counter,
-            manifest.model.name,
-            f"{engine.runtime}:{engine.precision}",
-            moments.to_text(moments.now()),
-        )
-    )
+    releases.authentic_manifest(layout, digest)
+    course.commit(described(layout, digest))
     releases.drop_arrived(layout, digest)
     return wire.Installed(digest, "committed", tuple(course.states), trial, None, layout.serving())
 

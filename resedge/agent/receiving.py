@@ -16,7 +16,7 @@ from resedge.artifacts import sha256_bytes, sha256_file
 from resedge.bundle import Manifest
 from resedge.codec import canonical_json, encode, load
 from resedge.errors import InputRefused, MachineFailure
-from resedge.shipping import moments, wire
+from resedge.shipping import framing, moments, wire
 from resedge.shipping.chunks import CHUNK_BYTES, FileChunks, missing_chunks
 
 SPARE_BYTES: Final = 16 << 20  # beside a bundle: the journal, and an engine that is built
@@ -26,7 +26,7 @@ _PART: Final = ".part"
 Tell = Callable[[wire.Progress], None]
 
 
-def begin(layout: Layout, read: wire.Read) -> wire.Begun:
+def begin(layout: Layout, read: framing.Read) -> wire.Begun:
     """Let a bundle in whose signature holds and that has not expired; say what of it is missing.
 
     What another bundle left that never came to its end makes room for it.
@@ -39,7 +39,7 @@ def begin(layout: Layout, read: wire.Read) -> wire.Begun:
         InputRefused: The bundle is refused, or what is offered are not its files.
         MachineFailure: The request ended early, or the disk has no room for the files.
     """
-    request = wire.read_request(read)
+    request = framing.read_request(read)
     digest = sha256_bytes(request.manifest)
     with layout.alone():
         manifest = admission.authentic(layout, request.manifest, request.signature)
@@ -58,7 +58,7 @@ def begin(layout: Layout, read: wire.Read) -> wire.Begun:
         return wire.Begun(digest, missing, size)
 
 
-def receive(layout: Layout, digest: str, read: wire.Read, tell: Tell) -> wire.Received:
+def receive(layout: Layout, digest: str, read: framing.Read, tell: Tell) -> wire.Received:
     """Write the chunks that come, each checked before it is written; say what is still missing.
 
     Args:
@@ -77,7 +77,7 @@ def receive(layout: Layout, digest: str, read: wire.Read, tell: Tell) -> wire.Re
         wanted = sum(len(file.chunks) for file in _missing(folder, offered))
         refused: list[str] = []
         try:
-            for count, frame in enumerate(wire.read_frames(read), 1):
+            for count, frame in enumerate(framing.read_frames(read), 1):
                 reason = _reason_against(frame, offered)
                 if reason:
                     refused.append(reason)
@@ -89,7 +89,7 @@ def receive(layout: Layout, digest: str, read: wire.Read, tell: Tell) -> wire.Re
         return wire.Received(tuple(refused), _missing(folder, offered))
 
 
-def _offered(manifest: Manifest, offer: wire.Offer) -> dict[str, FileChunks]:
+def _offered(manifest: Manifest, offer: framing.Offer) -> dict[str, FileChunks]:
     """Return what is offered of a manifest's files, by digest."""
     by_digest = {file.sha256: file for file in offer.files}
     wanted = {artifact.sha256: artifact.path for artifact in manifest.files}
@@ -109,7 +109,7 @@ def _open_folder(layout: Layout, digest: str) -> Path:
     return folder
 
 
-def _write_request(folder: Path, request: wire.Request) -> None:
+def _write_request(folder: Path, request: framing.Request) -> None:
     """Write what is needed to go on; the manifest last, which makes it count."""
     files.write_bytes(folder / _OFFER, canonical_json(encode(request.offer)).encode())
     files.write_bytes(folder / bundles.SIGNATURE, request.signature)
@@ -119,7 +119,7 @@ def _write_request(folder: Path, request: wire.Request) -> None:
 def _read_offer(folder: Path) -> dict[str, FileChunks]:
     if not (folder / bundles.MANIFEST).exists():
         raise InputRefused("was not begun here.", where=folder.name[:12], cure="Ship the bundle again.")
-    return {file.sha256: file for file in load(wire.Offer, folder / _OFFER).files}
+    return {file.sha256: file for file in load(framing.Offer, folder / _OFFER).files}
 
 
 def _take_over(
@@ -136,9 +136,11 @@ def _take_over(
 def _held(layout: Layout, known: journal.Journal) -> Iterator[tuple[str, Path]]:
     for release in known.releases:
         root = layout.bundle(release.digest)
-        if bundles.is_bundle(root):
-            for artifact in bundles.read(root).manifest.files:
-                yield artifact.sha256, root / artifact.path
+        try:
+            artifacts = bundles.read(root).manifest.files
+        except InputRefused:  # a release that is damaged has nothing to give
+            continue
+        yield from ((artifact.sha256, root / artifact.path) for artifact in artifacts)
 
 
 def _missing(folder: Path, offered: Mapping[str, FileChunks]) -> tuple[wire.Missing, ...]:
@@ -161,7 +163,7 @@ def _demand_room(layout: Layout, size: int) -> None:
         )
 
 
-def _reason_against(frame: wire.Frame, offered: Mapping[str, FileChunks]) -> str | None:
+def _reason_against(frame: framing.Frame, offered: Mapping[str, FileChunks]) -> str | None:
     """Return why a chunk is not written."""
     named = f"chunk {frame.index} of {frame.sha256[:12]}"
     file = offered.get(frame.sha256)
@@ -174,7 +176,7 @@ def _reason_against(frame: wire.Frame, offered: Mapping[str, FileChunks]) -> str
     return None
 
 
-def _write_chunk(folder: Path, file: FileChunks, frame: wire.Frame) -> None:
+def _write_chunk(folder: Path, file: FileChunks, frame: framing.Frame) -> None:
     part = _part(folder, file.sha256)
     if (folder / "files" / file.sha256).exists():
         return

@@ -32,7 +32,7 @@ def roll_back(layout: Layout, digest: str | None, tell: Tell) -> wire.RolledBack
         interrupted = journal.read(layout).operation
         known = installing.recover(layout, tell)
         if digest is None and interrupted and interrupted.command == "rollback":
-            return _done(layout, interrupted.previous)
+            return _done(layout, known, interrupted.previous)
         previous = layout.serving()
         target = _target(known, digest, previous)
         releases.verify(layout, target)
@@ -41,8 +41,8 @@ def roll_back(layout: Layout, digest: str | None, tell: Tell) -> wire.RolledBack
         known = journal.write(layout, replace(known, operation=operation))
         tell(wire.Progress("rollback", target[:12]))
         layout.point(target)
-        journal.write(layout, replace(known, operation=None))
-        return _done(layout, previous)
+        known = journal.write(layout, replace(known, operation=None))
+        return _done(layout, known, previous)
 
 
 def _target(known: Journal, digest: str | None, current: str | None) -> str:
@@ -57,8 +57,8 @@ def _target(known: Journal, digest: str | None, current: str | None) -> str:
     return before[-1]
 
 
-def _done(layout: Layout, previous: str | None) -> wire.RolledBack:
-    now = serving(layout)
+def _done(layout: Layout, known: Journal, previous: str | None) -> wire.RolledBack:
+    now = serving(layout, known)
     if now is None:
         raise InputRefused("nothing serves.", where=str(layout.current))
     return wire.RolledBack(now, previous)

@@ -17,7 +17,7 @@ from resedge.agent import admission, journal, receiving
 from resedge.artifacts import sha256_bytes
 from resedge.bundle import Bundle
 from resedge.errors import InputRefused
-from resedge.shipping import moments, wire
+from resedge.shipping import framing, moments
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen")
 
@@ -163,7 +163,7 @@ def test_a_request_that_is_signed_and_no_manifest_is_refused(target: Any, maker:
 
     for data, reason in ((b"\xff", "not UTF-8"), (b"{}", "format version None"), (b"[", "is not JSON")):
         signature = signing.sign(data, maker.private, signing.BUNDLE_NAMESPACE)
-        sent = wire.begin_request(data, signature, ())
+        sent = framing.begin_request(data, signature, ())
         with pytest.raises(InputRefused, match=reason):
             receiving.begin(target.layout, io.BytesIO(sent).read)
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,8 +62,8 @@ def test_a_bundle_goes_through_every_state_and_is_left_alone_the_second_time(
 @pytest.mark.parametrize(
     ("fault", "limits", "reason"),
     [
-        ({"agreement": 0.5}, {}, "golden images do not agree"),
-        ({"milliseconds": 9.0}, {"p50_ms": 5.0}, "too slow"),
+        ({"agreement": 0.5}, wire.Limits(), "golden images do not agree"),
+        ({"milliseconds": 9.0}, wire.Limits(p50_ms=5.0), "too slow"),
     ],
 )
 def test_what_fails_its_trial_never_serves(
@@ -71,13 +72,13 @@ def test_what_fails_its_trial_never_serves(
     second: Bundle,
     world: Any,  # noqa: ANN401
     fault: dict[str, float],
-    limits: dict[str, float],
+    limits: wire.Limits,
     reason: str,
 ) -> None:
     served = target.here.install(first).digest
     for name, value in fault.items():
         setattr(world, name, value)
-    done = target.here.install(second, limits=wire.Limits(**limits))
+    done = target.here.install(second, limits=limits)
     assert (done.outcome, done.states, done.serving) == ("rejected", WHOLE[:4], served)
     assert reason in str(done.reason)
     assert target.layout.serving() == served
@@ -187,7 +188,6 @@ def test_a_kept_release_that_was_damaged_is_dropped_and_can_be_sent_again(
     world: Any,  # noqa: ANN401
 ) -> None:
     back, newest = target.here.install(first).digest, target.here.install(second).digest
-    installing.journal  # noqa: B018 - the module is what the next line goes through
     target.ask(wire.RolledBack, "rollback")
     path = target.layout.bundle(newest) / "onnx" / "fp32.onnx"
     path.unlink()
@@ -213,7 +213,7 @@ def test_an_interrupted_installation_of_another_bundle_is_given_up(
     operation = wire.Operation("install", digest, "build", served, "2026-01-01T00:00:00Z")
     with target.layout.alone():
         releases.stage(target.layout, digest, second.manifest)
-        journal.write(target.layout, installing.replace(known, operation=operation))
+        journal.write(target.layout, replace(known, operation=operation))
     third = maker.bundle(_contents("three"), counter=3)
     done = target.here.install(third)
     assert done.outcome == "committed"
@@ -232,7 +232,7 @@ def test_what_switched_and_cannot_be_confirmed_after_a_reboot_is_taken_back(
         releases.stage(target.layout, digest, second.manifest)
         known = journal.read(target.layout)
         operation = wire.Operation("install", digest, "switch", served, "2026-01-01T00:00:00Z")
-        journal.write(target.layout, installing.replace(known, operation=operation))
+        journal.write(target.layout, replace(known, operation=operation))
         target.layout.point(digest)
         found = installing.recover(target.layout, lambda _: None)  # it has no engine
     assert found.operation is None
@@ -257,3 +257,19 @@ def test_a_link_that_leads_elsewhere_is_refused(target: Any, first: Bundle) -> N
     target.layout.current.mkdir()
     with pytest.raises(InputRefused, match="is not a link"):
         target.ask(wire.Status, "status")
+
+
+def test_a_release_that_is_ruined_stands_in_nobodys_way(
+    target: Any,  # noqa: ANN401
+    first: Bundle,
+    second: Bundle,
+    world: Any,  # noqa: ANN401
+) -> None:
+    served = target.here.install(first).digest
+    shutil.rmtree(target.layout.bundle(served))
+    (target.layout.release(served) / "trial.json").write_text("{")
+    status = target.ask(wire.Status, "status")
+    assert status.serving is not None
+    assert (status.serving.digest, status.serving.trial) == (served, None)
+    done = target.here.install(second)
+    assert (done.outcome, done.serving) == ("committed", done.digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_rollback_that_was_interrupted_goes_no_further_when_it_is_made_again(
 ) -> None:
     known = journal.read(target.layout)
     operation = wire.Operation("rollback", digests[2], "rollback", digests[3], "2026-01-01T00:00:00Z")
-    journal.write(target.layout, rolling_back.replace(known, operation=operation))
+    journal.write(target.layout, replace(known, operation=operation))
     done = back(target)
     assert (done.serving.digest, done.previous) == (digests[2], digests[3])
     assert target.state["operation"] is None

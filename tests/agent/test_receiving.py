@@ -12,7 +12,7 @@ from resedge import bundle as bundles
 from resedge.artifacts import sha256_bytes
 from resedge.bundle import Bundle
 from resedge.errors import InputRefused, MachineFailure
-from resedge.shipping import wire
+from resedge.shipping import framing, wire
 from resedge.shipping.chunks import CHUNK_BYTES
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen")
@@ -85,9 +85,9 @@ def test_chunks_of_something_else_are_refused(target: Any, bundle: Bundle) -> No
     sent = target.sent(bundle)
     target.here.begin(bundle)
     frames = [
-        wire.chunk_frame(GRAPH, 0, b"another content"),
-        wire.chunk_frame(GRAPH, 4, b"beyond the end"),
-        wire.chunk_frame("0" * 64, 0, b"no file of the bundle"),
+        framing.chunk_frame(GRAPH, 0, b"another content"),
+        framing.chunk_frame(GRAPH, 4, b"beyond the end"),
+        framing.chunk_frame("0" * 64, 0, b"no file of the bundle"),
     ]
     received = target.here.receive(sent.digest, b"".join(frames))
     assert [text.split(" ", 4)[4] for text in received.refused] == [
@@ -110,13 +110,13 @@ def test_an_offer_that_lies_about_a_file_is_found_out(target: Any, bundle: Bundl
     )
     wrong = FileChunks(GRAPH, 3, (sha256_bytes(b"bad"),))
     offer = [wrong, *(file for file in sent.files if file.sha256 != GRAPH)]
-    receiving.begin(target.layout, io.BytesIO(wire.begin_request(manifest, signature, offer)).read)
-    received = target.here.receive(sent.digest, wire.chunk_frame(GRAPH, 0, b"bad"))
+    receiving.begin(target.layout, io.BytesIO(framing.begin_request(manifest, signature, offer)).read)
+    received = target.here.receive(sent.digest, framing.chunk_frame(GRAPH, 0, b"bad"))
     assert "is not the file of its name" in received.refused[0]
     assert _chunks(received.missing)[GRAPH] == (0,)
     assert _chunks(target.here.begin(bundle).missing)[GRAPH] == (0, 1, 2, 3)
     with pytest.raises(InputRefused, match="not among the files that are offered"):
-        receiving.begin(target.layout, io.BytesIO(wire.begin_request(manifest, signature, offer[1:])).read)
+        receiving.begin(target.layout, io.BytesIO(framing.begin_request(manifest, signature, offer[1:])).read)
 
 
 def test_a_stream_that_is_out_of_step_keeps_what_came_before(target: Any, bundle: Bundle) -> None:  # noqa: ANN401

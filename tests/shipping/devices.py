@@ -17,7 +17,7 @@ from resedge.agent import installing, receiving
 from resedge.agent.layout import Layout
 from resedge.artifacts import sha256_bytes
 from resedge.bundle import Bundle
-from resedge.shipping import wire
+from resedge.shipping import framing, wire
 from resedge.shipping.chunks import FileChunks, split_file
 
 AGENT = (sys.executable, "-m", "resedge.agent")
@@ -48,7 +48,7 @@ class Sent:
         manifest, signature = (
             (self.bundle.path / n).read_bytes() for n in (bundles.MANIFEST, bundles.SIGNATURE)
         )
-        return wire.begin_request(manifest, signature, self.files)
+        return framing.begin_request(manifest, signature, self.files)
 
     def frames(self, missing: Sequence[wire.Missing]) -> bytes:
         files = {file.sha256: file for file in self.files}
@@ -57,7 +57,7 @@ class Sent:
             data = self.paths[wanted.sha256].read_bytes()
             for index in wanted.chunks:
                 start, length = files[wanted.sha256].span(index)
-                pieces.append(wire.chunk_frame(wanted.sha256, index, data[start : start + length]))
+                pieces.append(framing.chunk_frame(wanted.sha256, index, data[start : start + length]))
         return b"".join(pieces)
 
 

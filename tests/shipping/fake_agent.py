@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resedge.errors import InputRefused, ResedgeError
-from resedge.shipping import moments, wire
+from resedge.shipping import framing, moments, wire
 from resedge.shipping.chunks import FileChunks
 
 GB = 1 << 30
@@ -77,7 +77,7 @@ class Agent:
         return dataclasses.replace(facts, **changed)
 
     def begin(self, _: list[str]) -> wire.Begun:
-        request = wire.read_request(sys.stdin.buffer.read)
+        request = framing.read_request(sys.stdin.buffer.read)
         (self.root / "offer.json").write_text(
             json.dumps([dataclasses.asdict(file) for file in request.offer.files])
         )
@@ -87,7 +87,7 @@ class Agent:
 
     def receive(self, _: list[str]) -> wire.Received:
         refused = []
-        for frame in wire.read_frames(sys.stdin.buffer.read):
+        for frame in framing.read_frames(sys.stdin.buffer.read):
             if not frame.sound or frame.index in self.told.get("refuses_chunks", []):
                 refused.append(f"chunk {frame.index}")
                 continue

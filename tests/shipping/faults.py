@@ -22,15 +22,17 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from resedge import bundle as bundles
 from resedge.agent import children, commands, engines, journal, releases
+from resedge.agent.journal import Journal
 from resedge.agent.layout import Layout
 from resedge.artifacts import Artifact, Engine
 from resedge.errors import MachineFailure, RuntimeUnavailable
-from resedge.shipping import moments, signing, wire
+from resedge.shipping import framing, moments, signing, wire
 
 STEPS = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.truncate"}
 TAKES_SPACE = {"os.mkdir", "os.link", "os.symlink"}
@@ -257,9 +259,9 @@ def _watch_states(layout: Layout, case: Case, faults: Faults, steps: Steps) -> N
     """Let the fault loose as soon as the journal says that the state has begun."""
     real, loose = journal.write, [False]
 
-    def write(where: Layout, known: journal.Journal) -> journal.Journal:
-        written = real(where, known)
-        if known.operation and known.operation.state == case.state and not loose[0]:
+    def write(layout: Layout, journal: Journal) -> Journal:
+        written = real(layout, journal)
+        if journal.operation and journal.operation.state == case.state and not loose[0]:
             loose[0] = True
             steps.quiet = True
             faults.loose(str(case.fault))
@@ -362,14 +364,15 @@ def _failure(layout: Layout) -> str | None:
 
 def remember_signatures(layout: Layout, requests: list[str]) -> None:
     """Have ssh-keygen check a signature that holds once for all cases; all others it checks each time."""
-    real, held = signing.verify, {}
+    real = signing.verify
+    held: dict[tuple[bytes, bytes, bytes, str], str] = {}
 
     def verify(data: bytes, signature: bytes, signers: Path, namespace: str, where: str) -> str:
         key = (data, signature, signers.read_bytes(), namespace)
         return held.get(key) or real(data, signature, signers, namespace, where)
 
     for name in requests:
-        request = wire.read_request(io.BytesIO(Path(name).read_bytes()).read)
+        request = framing.read_request(io.BytesIO(Path(name).read_bytes()).read)
         given = (request.manifest, request.signature)
         key = (*given, layout.signers.read_bytes(), signing.BUNDLE_NAMESPACE)
         held[key] = real(*given, layout.signers, signing.BUNDLE_NAMESPACE, name)
@@ -380,9 +383,9 @@ def main() -> None:
     assignment = json.loads(Path(sys.argv[1]).read_text())
     template = Path(assignment["template"])
     remember_signatures(Layout(template), assignment["requests"])
-    for case in assignment["prepare"]:
-        done = in_child(lambda case=case: run(Layout(template), Case(**case), World()))
-        assert case.get("fault") or done[0] == 0, f"the device cannot be prepared: {done}"
+    for case in (Case(**fields) for fields in assignment["prepare"]):
+        done = in_child(partial(run, Layout(template), case, World()))
+        assert case.fault or done[0] == 0, f"the device cannot be prepared: {done}"
     rerun = Case(**assignment["rerun"])
     results = [outcome(template, Case(**case), rerun) for case in assignment["cases"]]
     sys.stdout.write(json.dumps(results))

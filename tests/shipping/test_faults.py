@@ -21,7 +21,7 @@ import pytest
 from resedge import bundle as bundles
 from resedge.artifacts import sha256_bytes
 from resedge.bundle import Bundle
-from resedge.shipping import wire
+from resedge.shipping import framing, wire
 from resedge.shipping.chunks import split_file
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen")
@@ -118,13 +118,13 @@ def table(maker: Any, tmp_path: Path) -> Table:  # noqa: ANN401 - Maker
             (bundle.path / part).read_bytes() for part in (bundles.MANIFEST, bundles.SIGNATURE)
         )
         frames = [
-            wire.chunk_frame(file.sha256, index, paths[file.sha256].read_bytes()[start : start + length])
+            framing.chunk_frame(file.sha256, index, paths[file.sha256].read_bytes()[start : start + length])
             for file in files
             for index, (start, length) in enumerate(map(file.span, range(len(file.chunks))))
         ]
         given = {
-            "begin": wire.begin_request(manifest, signature, files),
-            "forged": wire.begin_request(manifest, signature[::-1], files),
+            "begin": framing.begin_request(manifest, signature, files),
+            "forged": framing.begin_request(manifest, signature[::-1], files),
             "receive": b"".join(frames),
         }
         for part, data in given.items():

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
 
-from resedge.artifacts import sha256_bytes
 from resedge.errors import InputRefused, MachineFailure, ResedgeError
 from resedge.shipping import wire
-from resedge.shipping.chunks import CHUNK_BYTES, FileChunks
 
 DIGEST = "ab" * 32
 BEGUN = wire.Begun(DIGEST, (wire.Missing("cd" * 32, (0, 2)),), 1234)
@@ -54,38 +51,3 @@ def test_progress_is_one_line_and_other_lines_are_none() -> None:
     assert line.count("\n") == 1
     assert wire.read_progress(line) == progress
     assert wire.read_progress("WARNING: something\n") is None
-
-
-def _reader(data: bytes) -> wire.Read:
-    return io.BytesIO(data).read
-
-
-def test_a_request_comes_back_as_it_was() -> None:
-    files = (FileChunks(sha256_bytes(b"x"), 1, (sha256_bytes(b"x"),)),)
-    sent = wire.begin_request(b"{}", b"signature", files)
-    assert wire.read_request(_reader(sent)) == wire.Request(b"{}", b"signature", wire.Offer(files))
-    for length in range(len(sent)):
-        with pytest.raises(MachineFailure, match="ended early"):
-            wire.read_request(_reader(sent[:length]))
-
-
-def test_a_request_of_gigabytes_is_refused_before_it_is_read() -> None:
-    with pytest.raises(InputRefused, match="announced"):
-        wire.read_request(_reader(b"\xff\xff\xff\xff"))
-
-
-def test_frames_come_as_they_were_sent_until_the_stream_breaks_off() -> None:
-    chunks = [b"a" * 10, b"", b"c" * CHUNK_BYTES]
-    sent = b"".join(wire.chunk_frame(DIGEST, index, data) for index, data in enumerate(chunks))
-    found = list(wire.read_frames(_reader(sent)))
-    assert found == [wire.Frame(DIGEST, index, data, True) for index, data in enumerate(chunks)]
-    for length in (len(sent) - 1, 72 + 10 + 71, 82):
-        assert list(wire.read_frames(_reader(sent[:length]))) == found[: 1 if length < 154 else 2]
-    flipped = bytearray(sent)
-    flipped[75] ^= 1
-    assert [frame.sound for frame in wire.read_frames(_reader(bytes(flipped)))] == [False, True, True]
-
-
-def test_a_chunk_beyond_the_size_of_one_is_refused() -> None:
-    with pytest.raises(InputRefused, match="announced"):
-        list(wire.read_frames(_reader(wire.chunk_frame(DIGEST, 0, b"x" * (CHUNK_BYTES + 1)))))
