@@ -12,7 +12,7 @@ from resedge.errors import UsageError
 
 if TYPE_CHECKING:
     from resedge.artifacts import JsonValue
-    from resedge.pipeline.shipping import Reaching
+    from resedge.pipeline.fleets import Reaching
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -309,7 +309,7 @@ def _engine_of(text: str | None) -> tuple[str, str] | None:
 
 
 def _reaching_of(options: dict[str, Any]) -> Reaching:
-    from resedge.pipeline.shipping import Reaching
+    from resedge.pipeline.fleets import Reaching
 
     root = options["root"]
     if root is not None and not root.startswith("/"):

@@ -14,7 +14,7 @@ from rich.table import Table
 from resedge.console import escape, print_pairs
 
 if TYPE_CHECKING:
-    from resedge.pipeline.shipping import Outcome
+    from resedge.pipeline.fleets import Outcome
     from resedge.shipping import wire
     from resedge.shipping.delivery import Delivered
 

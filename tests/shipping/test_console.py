@@ -4,7 +4,7 @@ import pytest
 
 from resedge.console_shipping import Fleet, print_shipped, print_statuses
 from resedge.errors import DeviceUnreachable
-from resedge.pipeline.shipping import Outcome
+from resedge.pipeline.fleets import Outcome
 from resedge.shipping import wire
 from resedge.shipping.delivery import Delivered
 from resedge.shipping.remote import Survey

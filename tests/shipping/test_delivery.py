@@ -14,8 +14,9 @@ import pytest
 
 from resedge.bundle import Bundle, Target
 from resedge.errors import InputRefused
-from resedge.pipeline import keys, shipping
-from resedge.pipeline.shipping import Outcome, Reaching, result_of
+from resedge.pipeline import fleets, keys, shipping
+from resedge.pipeline.fleets import Outcome, Reaching
+from resedge.pipeline.shipping import result_of
 from resedge.shipping.delivery import Delivered, Order
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def test_a_cut_network_is_gone_on_with_where_it_stopped(
     servers: Servers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shipping, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(fleets, "_PAUSE_SECONDS", 0.01)
     device = faked(place())
     ship(bundle, device, trust=key_pair[1], dry_run=True)
     relay = loopback.Relay(device.port)

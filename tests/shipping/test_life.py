@@ -20,7 +20,8 @@ from resedge import bundle as bundles
 from resedge.artifacts import sha256_file
 from resedge.bundle import Bundle
 from resedge.pipeline import shipping
-from resedge.pipeline.shipping import Outcome, Reaching, result_of
+from resedge.pipeline.fleets import Outcome, Reaching, SilentFleet
+from resedge.pipeline.shipping import result_of
 from resedge.shipping import wheels, wire
 from resedge.shipping.delivery import Delivered, Order
 
@@ -182,7 +183,7 @@ def test_two_controllers_at_once_leave_what_one_would(
     assert serving(device) == digest_of(bundle)
 
 
-class _Cutter(shipping.SilentFleet):
+class _Cutter(SilentFleet):
     """Cuts the network when a device says that it has come to a state."""
 
     def __init__(self, relay: Relay, state: str) -> None:
