@@ -62,8 +62,15 @@ class Course:
         """Write down that the release is good, which ends the operation."""
         self.known = journal.write(self.layout, self.known.committed(release))
 
-    def retreat(self, reason: str) -> None:
-        """Go back to what served before, and write down why.
+    def retreat(self, reason: str, *, damaged: bool = False, arrived: bool = False) -> None:
+        """Go back to what served before, remove what came to nothing, and then write down why.
+
+        A release stays that serves, or that was committed once and is not damaged.
+
+        Args:
+            reason: Why.
+            damaged: The release is not what was committed any more.
+            arrived: Remove what has arrived of the bundle, too.
 
         Raises:
             MachineFailure, InputRefused: It cannot be written; the state is on disk, for whoever comes next.
@@ -72,21 +79,14 @@ class Course:
         if self.layout.serving() == self.digest != self._operation.previous:
             self.enter("rollback")
             self.layout.point(self._operation.previous)
-        self.known = journal.write(self.layout, self.known.failed(self.digest, failed_in, reason))
-
-    def forget(self, *, damaged: bool = False, arrived: bool = False) -> None:
-        """Remove a release that came to nothing, unless it serves or was committed once and is not damaged.
-
-        Args:
-            damaged: It is not what was committed any more.
-            arrived: Remove what has arrived of the bundle, too.
-        """
-        if damaged and self.layout.serving() != self.digest:
-            self.known = journal.write(self.layout, self.known.without(self.digest))
-        if self.known.release(self.digest) is None and self.layout.serving() != self.digest:
-            releases.drop(self.layout, self.digest)
+        if self.layout.serving() != self.digest:
+            if damaged:
+                self.known = journal.write(self.layout, self.known.without(self.digest))
+            if self.known.release(self.digest) is None:
+                releases.drop(self.layout, self.digest)
         if arrived:
             releases.drop_arrived(self.layout, self.digest)
+        self.known = journal.write(self.layout, self.known.failed(self.digest, failed_in, reason))
 
 
 def install(layout: Layout, order: Order, tell: Tell) -> wire.Installed:
@@ -110,10 +110,9 @@ def install(layout: Layout, order: Order, tell: Tell) -> wire.Installed:
         try:
             return _walk(course, order)
         except ResedgeError as error:
-            course.retreat(str(error))
             # What was refused is of no use; where the machine failed, a second attempt finds all in place.
-            refused = isinstance(error, InputRefused)
-            course.forget(damaged=isinstance(error, StaleArtifact), arrived=refused)
+            refused, damaged = isinstance(error, InputRefused), isinstance(error, StaleArtifact)
+            course.retreat(str(error), damaged=damaged, arrived=refused)
             raise
 
 
@@ -143,7 +142,6 @@ def recover(layout: Layout, tell: Tell, *, but: str | None = None) -> Journal:
         _settle_or_retreat(course, Order(operation.digest))
     else:
         course.retreat(interrupted)
-        course.forget()
     return course.known
 
 
@@ -195,8 +193,8 @@ def _settle(course: Course, order: Order) -> wire.Installed:
         return _rejected(course, trial, reason)
     course.enter("commit")
     releases.authentic_manifest(layout, digest)
-    course.commit(described(layout, digest))
     releases.drop_arrived(layout, digest)
+    course.commit(described(layout, digest))
     return wire.Installed(digest, "committed", tuple(course.states), trial, None, layout.serving())
 
 
@@ -207,13 +205,11 @@ def _settle_or_retreat(course: Course, order: Order) -> None:
     except MachineFailure:
         raise
     except ResedgeError as error:
-        course.retreat(str(error))
-        course.forget(damaged=isinstance(error, StaleArtifact))
+        course.retreat(str(error), damaged=isinstance(error, StaleArtifact))
 
 
 def _rejected(course: Course, trial: wire.Trial | None, reason: str) -> wire.Installed:
-    course.retreat(reason)
-    course.forget(arrived=True)
+    course.retreat(reason, arrived=True)
     serving = course.layout.serving()
     return wire.Installed(course.digest, "rejected", tuple(course.states), trial, reason, serving)
 

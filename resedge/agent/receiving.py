@@ -47,10 +47,10 @@ def begin(layout: Layout, read: framing.Read) -> wire.Begun:
         newest = admission.admit(known, digest, manifest, moments.now())
         offered = _offered(manifest, request.offer)
         if newest != known.newest_signed:
-            known = journal.write(layout, replace(known, newest_signed=newest))
+            journal.write(layout, replace(known, newest_signed=newest))
         folder = _open_folder(layout, digest)
         _write_request(folder, request)
-        _take_over(layout, known, folder, offered)
+        _take_over(layout, folder, offered)
         _complete_all(folder, offered)
         missing = _missing(folder, offered)
         size = sum(offered[file.sha256].span(index)[1] for file in missing for index in file.chunks)
@@ -122,20 +122,18 @@ def _read_offer(folder: Path) -> dict[str, FileChunks]:
     return {file.sha256: file for file in load(framing.Offer, folder / _OFFER).files}
 
 
-def _take_over(
-    layout: Layout, known: journal.Journal, folder: Path, offered: Mapping[str, FileChunks]
-) -> None:
-    """Link files that a kept release has, too: they need not be sent again."""
-    for digest, path in _held(layout, known):
+def _take_over(layout: Layout, folder: Path, offered: Mapping[str, FileChunks]) -> None:
+    """Link files that a release has, too: they need not be sent again."""
+    for digest, path in _held(layout):
         place = folder / "files" / digest
         if digest in offered and not place.exists() and path.is_file() and sha256_file(path) == digest:
             with files.disk_errors(place):
                 link_or_copy(path, place)
 
 
-def _held(layout: Layout, known: journal.Journal) -> Iterator[tuple[str, Path]]:
-    for release in known.releases:
-        root = layout.bundle(release.digest)
+def _held(layout: Layout) -> Iterator[tuple[str, Path]]:
+    for release in sorted(layout.releases.iterdir()):
+        root = release / "bundle"
         try:
             artifacts = bundles.read(root).manifest.files
         except InputRefused:  # a release that is damaged has nothing to give
