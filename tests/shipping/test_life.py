@@ -195,7 +195,6 @@ class _Cutter(SilentFleet):
             self.relay.cut()
 
 
-@pytest.mark.parametrize("state", ["stage", "trial"])
 def test_a_network_that_is_cut_while_the_device_installs(
     make: Make,
     place: Start,
@@ -203,12 +202,11 @@ def test_a_network_that_is_cut_while_the_device_installs(
     loopback: ModuleType,
     owner: Owner,
     servers: Servers,
-    state: str,
 ) -> None:
     device, bundle = place(), make(1)
     relay = loopback.Relay(device.port)
     owner.knows(relay.port, servers.host_key)
-    cutter = _Cutter(relay, state)
+    cutter = _Cutter(relay, "trial")
     host = f"127.0.0.1:{relay.port}"
     shipped = shipping.ship(bundle.path, [host], Order(trust=key_pair[1]), PYTHON, cutter)
     relay.close()
