@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from resedge.artifacts import Artifact, Engine
-from resedge.engines import EngineName as EngineName
 
 Array = npt.NDArray[np.generic]
 Float32Array = npt.NDArray[np.float32]
