@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,16 @@ def write_bundle(tmp_path: Path) -> MakeBundle:
 
 
 @pytest.fixture(scope="session")
-def loopback() -> ModuleType:
+def keygen() -> str:
+    """ssh-keygen, which makes and checks signatures; tests that need it are skipped without it."""
+    found = shutil.which("ssh-keygen")
+    if found is None:
+        pytest.skip("ssh-keygen is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def loopback(keygen: str) -> ModuleType:
     """SSH servers on this machine."""
     pytest.importorskip("asyncssh")
     from resedge.benchmarks.scripts import loopback
@@ -156,7 +166,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place], Place]:
 
 
 @pytest.fixture
-def key_pair(tmp_path: Path) -> tuple[Path, Path]:
+def key_pair(tmp_path: Path, keygen: str) -> tuple[Path, Path]:
     """A private and a public key to sign bundles with."""
     return keys.generate(tmp_path / "keys")
 

@@ -104,6 +104,7 @@ def refused(result: Result, code: int, *words: str) -> None:
         assert word in result.stderr, result.stderr
 
 
+@pytest.mark.usefixtures("keygen")
 def test_what_cannot_be_meant_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     refused(run("ship", bundle.path, "nano"), 5, "is not signed", "resedge keys sign")
     refused(run("ship", tmp_path, "nano"), 5, "is not a bundle")

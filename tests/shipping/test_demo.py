@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.usefixtures("keygen")
 def test_no_request_fails_while_bundles_are_shipped_refused_and_rolled_back(tmp_path: Path) -> None:
     for library in ("asyncssh", "onnx", "onnxruntime"):
         pytest.importorskip(library)

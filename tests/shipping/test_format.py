@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from resedge import bundle as bundles
 from resedge.artifacts import canonical_json, encode, sha256_file
 from resedge.golden import read_golden, read_thresholds
@@ -20,6 +22,7 @@ def test_it_is_the_file_that_was_written_then() -> None:
     assert sha256_file(PACKED) == SHA256
 
 
+@pytest.mark.usefixtures("keygen")
 def test_it_opens_and_its_signature_holds(tmp_path: Path) -> None:
     bundle = unpack(PACKED, tmp_path / "v1.resedge")
     signed = keys.verify(bundle.path, PUBLIC, moments.from_text("2026-11-26T00:00:00Z", "now"))
