@@ -11,12 +11,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resedge.version import __version__
+
 if TYPE_CHECKING:
     from resedge.pipeline.session import Session
 
 __all__ = ["__version__", "open"]
-
-__version__ = "0.1.0"
 
 # ONNX Runtime reads this when it is imported, wherever that happens: nothing here reports to anybody.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from resedge import __version__
+from resedge import __version__, cli_shipping
 from resedge.errors import MachineFailure, ResedgeError, UsageError
 
 if TYPE_CHECKING:
@@ -249,6 +249,7 @@ def main(debug: bool) -> None:
     resedge build B           TensorRT engines of a bundle for this machine
     resedge explain B         which layers INT8 hurts, and what to do about it
     resedge predict B IMAGE   classify images with an engine of a bundle
+    resedge ship B HOST       onto devices, where each proves it before it serves
 
     Exit codes: 0 done and within budget; 1 a verdict failed; 2 wrong usage; 3 inconclusive; 4 a backend
     that was named is not there; 5 an input was refused; 6 the machine failed; 130 interrupted.
@@ -617,6 +618,16 @@ def clear(engines: bool) -> int:
     store = Store(home.cache_folder())
     print_line(f"{store.clear()} stages removed from {store.root}")
     return 0
+
+
+for _command in (
+    cli_shipping.bundle,
+    cli_shipping.keys,
+    cli_shipping.ship,
+    cli_shipping.status,
+    cli_shipping.rollback,
+):
+    main.add_command(_command)
 
 
 # --- parsing and printing ------------------------------------------------------------------------

@@ -7,6 +7,7 @@ value of another type is an `InputRefused` that names the key, so nothing is gue
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -169,8 +170,14 @@ def _decode_dataclass(kind: Any, data: object, where: str) -> Any:  # noqa: ANN4
     for name in fields:
         if name not in data:
             raise InputRefused(f"the key {name!r} is missing.", where=where)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{f.name: _decode(hints[f.name], data[key], f"{where}: {key}") for key, f in fields.items()})
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; to resolve them takes longer than to decode a value."""
+    return get_type_hints(kind)
 
 
 def _decode_union(arguments: tuple[Any, ...], data: object, where: str) -> Any:  # noqa: ANN401

@@ -6,15 +6,18 @@
         GraphRefused                 an ONNX graph breaks a stated rule
         NotFinite                    a model or an engine gives NaN or infinite logits
         StaleArtifact                a file no longer matches the digest that it is known by
+        DeviceBusy                   another agent is at work on a device
       MachineFailure        exit 6   the machine failed us: disk, memory, a crashed child
       RuntimeUnavailable    exit 4   a backend or a device is not there
         BuildFailed                  a runtime could not build or open an engine
+        DeviceUnreachable            a device does not answer, does not let one in, or its connection broke
 
 A message says what, where, and what to do; foreign errors are translated at the border, `from error`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -60,6 +63,10 @@ class StaleArtifact(InputRefused):
     """A file's bytes no longer match the digest that it is known by."""
 
 
+class DeviceBusy(InputRefused):
+    """Another agent is at work on a device; it may be one that a broken connection left behind."""
+
+
 class NotFinite(InputRefused):
     """A model or an engine gives NaN or infinite logits."""
 
@@ -78,3 +85,15 @@ class RuntimeUnavailable(ResedgeError):
 
 class BuildFailed(RuntimeUnavailable):
     """A runtime is there and could not build or open this engine."""
+
+
+class DeviceUnreachable(RuntimeUnavailable):
+    """A device does not answer, does not let one in, or the connection to it broke."""
+
+
+_WORST_FIRST = (2, 5, 6, 4, 1, 3, 0)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code of several things that were done at once: that of the worst; 0 for none."""
+    return min(codes, key=_WORST_FIRST.index, default=0)

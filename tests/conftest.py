@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from resedge.agent.layout import Layout
 from resedge.artifacts import Artifact
 from resedge.runtimes import cuda
 
@@ -33,6 +34,24 @@ def rtx_layers() -> Callable[[Artifact], Layers]:
         return [(kind, inputs) for kind, inputs in json.loads(done.stdout)]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401 - Maker
+    """Makes small signed bundles that a runtime can run; see tests/shipping/real_bundles.py."""
+    pytest.importorskip("onnx")
+    defined = runpy.run_path(str(Path(__file__).parent / "shipping" / "real_bundles.py"))
+    return defined["Maker"](tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def target(tmp_path: Path, maker: Any) -> Any:  # noqa: ANN401 - Device
+    """A device that trusts the maker of bundles, its agent a process; see tests/shipping/devices.py."""
+    defined = runpy.run_path(str(Path(__file__).parent / "shipping" / "devices.py"))
+    layout = Layout(tmp_path / "device")
+    layout.signers.parent.mkdir(parents=True)
+    layout.signers.write_text(maker.signers())
+    return defined["Device"](layout)
 
 
 @pytest.fixture(scope="session")

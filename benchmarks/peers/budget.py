@@ -37,13 +37,13 @@ from imbalance import (  # type: ignore[import-not-found]
 from int8_accuracy import peer_row  # type: ignore[import-not-found]
 from quantise import CONTROLLED, compared  # type: ignore[import-not-found]
 
+from resedge import machine
 from resedge.artifacts import Artifact, load
 from resedge.benchmarks.conditions import Watch, conditions
 from resedge.calibration.histograms import collect
 from resedge.calibration.layers import layers_of
 from resedge.calibration.placement import place
 from resedge.calibration.ranges import METHODS
-from resedge.pipeline import machine
 from resedge.pipeline.calibrating import LayersDocument, Tuning
 from resedge.protocols import BuildOptions, NoProgress, RunOptions
 from resedge.runtimes.table import runtime

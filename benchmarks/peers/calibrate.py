@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from resedge import machine
 from resedge.artifacts import Artifact, TensorSpec, sha256_file
 from resedge.images import NOTEBOOK_PREPROCESSING, ImageSet, content_digest
-from resedge.pipeline import machine
 from resedge.pipeline.calibrating import Calibrated, Tuning, calibrated
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.scoring import Bench

@@ -26,18 +26,12 @@ from resedge.benchmarks.accuracy import compare
 from resedge.benchmarks.conditions import Watch, conditions
 from resedge.bundle import Bundle
 from resedge.calibration.emulation import emulated
+from resedge.engines import BUILT_ON_DEVICE, GRAPHS
 from resedge.images import ImageSet
 from resedge.jetson import recording
 from resedge.pipeline.building import CALLS_PER_BLOCK, CONFIDENCE, build
 from resedge.pipeline.datasets import bench_images
-from resedge.pipeline.options import (
-    BUILT_ON_DEVICE,
-    GRAPHS,
-    BenchOptions,
-    BuildingOptions,
-    available_threads,
-    select,
-)
+from resedge.pipeline.options import BenchOptions, BuildingOptions, available_threads, select
 from resedge.pipeline.reporting import Silent
 from resedge.pipeline.running import eager_runtime, evaluate, evaluation_batch
 from resedge.protocols import BuildOptions, Float32Array, RunOptions

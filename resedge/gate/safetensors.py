@@ -73,18 +73,21 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
     return _check_header(header, size - 8 - length, where)
 
 
-def check_safetensors(data: bytes, where: str) -> None:
-    """Check the header of a safetensors file that was read already.
+def check_safetensors(data: bytes, where: str) -> dict[str, Any]:
+    """Check the header of a safetensors file that was read already, and return it.
 
     Args:
         data: The whole file.
         where: Named in errors, such as the file's path.
 
+    Returns:
+        As `read_safetensors_header`.
+
     Raises:
         InputRefused: As `read_safetensors`.
     """
     length = _length_of(data[:8], len(data), where)
-    _check_header(data[8 : 8 + length], len(data) - 8 - length, where)
+    return _check_header(data[8 : 8 + length], len(data) - 8 - length, where)
 
 
 def _open_file(path: Path) -> io.BufferedReader:

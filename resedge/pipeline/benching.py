@@ -17,6 +17,7 @@ from resedge.artifacts import (
     encode,
 )
 from resedge.bundle import Bundle
+from resedge.engines import BUILT_ON_DEVICE, GRAPHS, EngineName
 from resedge.export.names import parse
 from resedge.export.sources import given
 from resedge.images import ImageSet
@@ -29,7 +30,7 @@ from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.judging import Findings
 from resedge.pipeline.local import engine_here
 from resedge.pipeline.measuring import Latencies
-from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, BenchOptions, EngineName, Measuring
+from resedge.pipeline.options import BenchOptions, Measuring
 from resedge.pipeline.piloting import Piloting
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.running import eager_runtime, evaluate

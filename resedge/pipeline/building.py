@@ -18,11 +18,12 @@ from resedge import bundle as bundles
 from resedge import files
 from resedge.artifacts import Engine, Latency
 from resedge.bundle import Bundle
+from resedge.engines import GRAPHS, EngineName
 from resedge.errors import InputRefused
+from resedge.golden import read_golden
 from resedge.pipeline import measuring
-from resedge.pipeline.golden import read_golden
 from resedge.pipeline.local import engines_folder, timing_folder
-from resedge.pipeline.options import GRAPHS, BuildingOptions, EngineName
+from resedge.pipeline.options import BuildingOptions
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.vouching import demand_vouched_graph
 from resedge.protocols import BuildOptions, Float32Array, RunOptions
@@ -147,7 +148,7 @@ def _built(
 
 def _verify(bundle: Bundle, engine: Engine, reporter: Reporter) -> None:
     """Say on how many of the golden images the engine agrees with eager."""
-    golden = bundle.file("golden/golden.safetensors")
+    golden = bundle.file(bundles.GOLDEN)
     agreement = measuring.golden_agreement(engine, golden, threads=1)
     called = f"{engine.runtime} {engine.precision}"
     reporter.stage("verify", f"{called} agrees with eager on {agreement:.1%} of the golden images")
@@ -204,7 +205,7 @@ def compare_precisions(engines: Mapping[str, Engine], images: Float32Array, repo
 
 def _golden_images(bundle: Bundle, number: int) -> Float32Array:
     """Return that many of the golden images, from the first again where there are fewer."""
-    images, _ = read_golden(bundle.file("golden/golden.safetensors"))
+    images, _ = read_golden(bundle.file(bundles.GOLDEN))
     return np.resize(images, (number, *images.shape[1:]))
 
 

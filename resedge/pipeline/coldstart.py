@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from resedge.engines import EngineName
 from resedge.errors import RuntimeUnavailable
-from resedge.pipeline.options import EngineName
 
 STARTS = 5
 _LONGEST_SECONDS = 300.0

@@ -20,12 +20,13 @@ from resedge.bundle import Bundle
 from resedge.calibration.blame import LayerComparison, LayerError
 from resedge.calibration.walk import signal_to_noise
 from resedge.calibration.watchpoints import Watchpoint, watchpoints
+from resedge.engines import GRAPHS
 from resedge.errors import RuntimeUnavailable
+from resedge.golden import read_golden
 from resedge.pipeline.explaining import COARSE
 from resedge.pipeline.extras import require_modules
-from resedge.pipeline.golden import read_golden
 from resedge.pipeline.inspecting import SATURATES, saturates_here
-from resedge.pipeline.options import GRAPHS, available_threads
+from resedge.pipeline.options import available_threads
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.session import find_engine, parse_engine
 from resedge.pipeline.vouching import demand_vouched_graph
@@ -99,7 +100,7 @@ def compare(
     found = find_engine(bundle, name)
     if name[1] == "int8" and saturates_here(bundle):
         reporter.warn(SATURATES)
-    golden = read_golden(bundle.file("golden/golden.safetensors"))
+    golden = read_golden(bundle.file(bundles.GOLDEN))
     images, logits = (part[:_MOST_IMAGES] for part in golden)
     graph = bundle.file(GRAPHS[name])
     subject = Subject(found, graph, float_graph(bundle, graph))

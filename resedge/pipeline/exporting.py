@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from resedge import bundle as bundles
-from resedge import home
+from resedge import home, machine
 from resedge.artifacts import Artifact, Engine, JsonValue, Verdict, parse_json, read_text
 from resedge.bundle import Manifest, Published
+from resedge.engines import BUILT_ON_DEVICE, GRAPHS, EngineName
 from resedge.errors import RuntimeUnavailable
 from resedge.export import names
 from resedge.export.names import Named
 from resedge.export.sources import given
-from resedge.pipeline import judging, machine, measuring, presenting
+from resedge.pipeline import judging, measuring, presenting
 from resedge.pipeline.datasets import export_data
 from resedge.pipeline.energy import say_energy
 from resedge.pipeline.extras import require
 from resedge.pipeline.judging import Findings, Judged
 from resedge.pipeline.manifesting import manifest_of
 from resedge.pipeline.modelling import loaded
-from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, EngineName, ExportOptions
+from resedge.pipeline.options import ExportOptions
 from resedge.pipeline.preparing import Prepared, prepare
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.staging import Data, Done, Site

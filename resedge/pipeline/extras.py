@@ -12,6 +12,7 @@ _MODULES = {
     "onnxruntime": ("onnxruntime",),
     "bench": ("scipy",),
     "loadgen": ("mlperf_loadgen",),
+    "ship": ("asyncssh",),
 }
 
 

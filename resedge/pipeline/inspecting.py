@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resedge import bundle as bundles
+from resedge import machine
 from resedge.artifacts import Engine, Preprocessing
 from resedge.bundle import Bundle
 from resedge.errors import RuntimeUnavailable
 from resedge.jetson import device
 from resedge.jetson.device import Jetson
-from resedge.pipeline import machine
 from resedge.pipeline.options import RUNTIMES
 from resedge.pipeline.recognising import recognise
 from resedge.pipeline.staging import versions
@@ -48,7 +48,10 @@ def inspect(path: Path) -> list[Line]:
     manifest = bundle.manifest
     model, prep = manifest.model, manifest.preprocessing
     shape = ", ".join(str(size) for size in model.input.shape)
-    signed = "signed" if (path / bundles.SIGNATURE).exists() else "not signed"
+    signed = "not signed"
+    if manifest.signing is not None and (path / bundles.SIGNATURE).exists():
+        says = f"says that {manifest.signing.key} signed it at {manifest.signed_at}"
+        signed = f"{says}, expires {manifest.expires}; `resedge keys verify` checks that"
     return [
         (
             "bundle",

@@ -19,11 +19,12 @@ from resedge.artifacts import (
     sha256_bytes,
     sha256_json,
 )
+from resedge.engines import EngineName
 from resedge.errors import BuildFailed, NotFinite, RuntimeUnavailable
 from resedge.images import ImageSet
 from resedge.pipeline.differing import Differences
 from resedge.pipeline.measuring import Latencies
-from resedge.pipeline.options import EngineName, Measuring
+from resedge.pipeline.options import Measuring
 from resedge.pipeline.staging import Done, Site, run_stage, versions
 from resedge.store import Key
 

@@ -16,8 +16,8 @@ from resedge import bundle as bundles
 from resedge import files, home
 from resedge.artifacts import Engine, sha256_file
 from resedge.bundle import Bundle
+from resedge.engines import BUILT_ON_DEVICE, GRAPHS, EngineName
 from resedge.errors import StaleArtifact
-from resedge.pipeline.options import BUILT_ON_DEVICE, GRAPHS, EngineName
 from resedge.pipeline.vouching import demand_vouched
 
 _CURE = "Run `resedge build` again."

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from resedge.artifacts import FORMAT_VERSION, Engine
 from resedge.bundle import Manifest, ModelInfo, Target
+from resedge.machine import Machine
 from resedge.pipeline.judging import Judged
-from resedge.pipeline.machine import Machine
 from resedge.pipeline.options import RUNTIMES, ExportOptions
 from resedge.pipeline.preparing import Prepared
 from resedge.pipeline.staging import Data, Places, map_artifacts, versions
@@ -39,6 +39,7 @@ def manifest_of(
         counter=0,
         expires=None,
         signing=None,
+        signed_at=None,
         model=ModelInfo(
             prepared.label,
             prepared.name,

@@ -22,11 +22,12 @@ from resedge.artifacts import (
     encode,
     sha256_json,
 )
+from resedge.engines import EngineName
+from resedge.golden import agreement, read_golden
 from resedge.images import ImageSet
 from resedge.pipeline.differing import Differences, differences
 from resedge.pipeline.energy import energy_and_settings, power_mode
-from resedge.pipeline.golden import read_golden
-from resedge.pipeline.options import EngineName, Measuring
+from resedge.pipeline.options import Measuring
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.running import evaluate, evaluation_batch
 from resedge.pipeline.stages import EagerAnswers
@@ -164,8 +165,7 @@ def golden_agreement(engine: Engine, golden: Artifact, threads: int) -> float:
     (inputs, expected), size = read_golden(golden), evaluation_batch(engine)
     with runtime(engine.runtime).open(engine, RunOptions(threads)) as run:
         logits = [run(inputs[start : start + size]) for start in range(0, len(inputs), size)]
-    chosen = np.concatenate(logits).argmax(axis=1)
-    return float((chosen == expected.argmax(axis=1)).mean())
+    return agreement(np.concatenate(logits), expected)
 
 
 def accuracy_of(

@@ -10,25 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from resedge.artifacts import Channels
+from resedge.engines import GRAPHS, EngineName
 from resedge.errors import UsageError
 from resedge.protocols import PRECISIONS
 
-EngineName = tuple[str, str]  # (runtime, precision)
-
-# Every engine that an export makes or prepares, and the graph of the bundle that it is made from.
-GRAPHS: dict[EngineName, str] = {
-    ("openvino", "fp32"): "onnx/fp32.onnx",
-    ("openvino", "fp16"): "onnx/fp32.onnx",
-    ("openvino", "int8"): "onnx/int8.cpu.onnx",
-    ("onnxruntime", "fp32"): "onnx/fp32.onnx",
-    ("onnxruntime", "int8"): "onnx/int8.cpu.onnx",
-    ("tensorrt", "fp16"): "onnx/fp16.onnx",
-    ("tensorrt", "int8"): "onnx/int8.tensorrt.onnx",
-    ("tensorrt_rtx", "fp16"): "onnx/fp16.onnx",
-    ("tensorrt_rtx", "int8"): "onnx/int8.tensorrt.onnx",
-}
-# Their engines run on the machine that built them alone, so `resedge build` makes them and no export does.
-BUILT_ON_DEVICE = ("tensorrt", "tensorrt_rtx")
 # Nobody means these who names no backend: they serve on GPUs of desktops.
 ONLY_IF_NAMED = ("tensorrt_rtx",)
 UNNAMED = tuple(engine for engine in GRAPHS if engine[0] not in ONLY_IF_NAMED)

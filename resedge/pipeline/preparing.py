@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from resedge import machine
 from resedge.artifacts import Artifact, load
 from resedge.export.halfreport import HalfReport
-from resedge.pipeline import calibrating, fitting, halving, machine, preflighting, stages
+from resedge.pipeline import calibrating, fitting, halving, preflighting, stages
 from resedge.pipeline.datasets import warn_of_labels
 from resedge.pipeline.modelling import Loaded
 from resedge.pipeline.options import ExportOptions

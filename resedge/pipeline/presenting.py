@@ -19,12 +19,13 @@ from resedge.artifacts import (
     sha256_bytes,
 )
 from resedge.bundle import Bundle, ModelInfo
+from resedge.engines import EngineName
 from resedge.images import ImageSet
 from resedge.pipeline import judging
 from resedge.pipeline.calibrating import LayersDocument, RangesDocument
 from resedge.pipeline.commands import bench_command, export_command
 from resedge.pipeline.differing import Differences
-from resedge.pipeline.options import BenchOptions, EngineName, ExportOptions
+from resedge.pipeline.options import BenchOptions, ExportOptions
 from resedge.pipeline.staging import Data, Done, Site, run_stage, versions
 from resedge.store import Key
 

@@ -18,9 +18,10 @@ import numpy as np
 from resedge import images
 from resedge.artifacts import Engine, JsonValue, encode
 from resedge.bundle import Bundle
+from resedge.engines import EngineName
 from resedge.images import ImageSet
 from resedge.pipeline.coldstart import cold_start
-from resedge.pipeline.options import EngineName, Scenarios
+from resedge.pipeline.options import Scenarios
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.running import evaluation_batch
 from resedge.protocols import Float32Array, Runner, RunOptions

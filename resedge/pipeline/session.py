@@ -14,10 +14,11 @@ from resedge import bundle as bundles
 from resedge import images
 from resedge.artifacts import Engine
 from resedge.bundle import Bundle
+from resedge.engines import BUILT_ON_DEVICE, EngineName
 from resedge.errors import UsageError
 from resedge.pipeline.inspecting import SATURATES, saturates_here
 from resedge.pipeline.local import engine_here
-from resedge.pipeline.options import BUILT_ON_DEVICE, EngineName, available_threads, select
+from resedge.pipeline.options import available_threads, select
 from resedge.protocols import Float32Array, Int64Array, Runner, RunOptions
 
 

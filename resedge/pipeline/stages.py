@@ -15,12 +15,12 @@ import numpy as np
 from resedge import files
 from resedge.artifacts import (
     Artifact,
-    JsonValue,
     canonical_json,
     encode,
     sha256_bytes,
     sha256_file,
 )
+from resedge.golden import THRESHOLDS_VERSION, Thresholds
 from resedge.pipeline.halving import try_in_half
 from resedge.pipeline.modelling import Loaded
 from resedge.pipeline.running import eager_runtime, evaluate, tracked
@@ -311,7 +311,7 @@ def _write_golden(
         "logits": np.ascontiguousarray(logits[sure]),
     }
     golden = _write_bytes(folder / "golden.safetensors", save(tensors), "golden", parents)
-    trial: JsonValue = {"format_version": 1, "images": len(chosen), "min_agreement": 1.0}
+    trial = Thresholds(THRESHOLDS_VERSION, len(chosen), min_agreement=1.0)
     return golden, write_json(folder / "trial.json", trial, "golden/trial", (golden.sha256,))
 
 

@@ -15,12 +15,12 @@ import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from resedge import machine
 from resedge.artifacts import Artifact, Ranges, sha256_bytes
 from resedge.calibration.grids import quantise_weight
 from resedge.calibration.placement import place
 from resedge.calibration.saturation import LARGEST_SAFE_PAIR, largest_pairs
 from resedge.calibration.schemes import SCHEMES
-from resedge.pipeline import machine
 from resedge.protocols import Float32Array
 
 # Input channels of a group, kernel (0: a Gemm), groups ("each": depthwise).

@@ -238,8 +238,9 @@ def _written_manifest(folder: Path, bundle: Path, extra: bool) -> bytes:
     manifest = bundles.Manifest(
         format_version=FORMAT_VERSION,
         counter=1,
-        expires="2030-01-01" if extra else None,
+        expires="2030-01-01T00:00:00Z" if extra else None,
         signing=bundles.Signing("resedge", "SHA256:abc") if extra else None,
+        signed_at="2029-01-01T00:00:00Z" if extra else None,
         model=bundles.ModelInfo("notebook", "eager", "split", image, logits),
         preprocessing=Preprocessing(8, 8, (0.5,) * 3, (0.25,) * 3),
         labels=("a", "b", "c", "d"),
@@ -251,7 +252,7 @@ def _written_manifest(folder: Path, bundle: Path, extra: bool) -> bytes:
         trtexec={"onnx/int8.tensorrt.onnx": {"10.3": "trtexec --onnx=x"}} if extra else {},
     )
     places = {artifact.path.as_posix(): source for artifact in manifest.files}
-    bundles.publish(manifest, places, bundle)
+    bundles.publish(manifest, places, bundle, seal=(lambda _: b"signature") if extra else None)
     return (bundle / bundles.MANIFEST).read_bytes()
 
 

@@ -11,7 +11,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("benchmarks", "calibration", "export", "runtimes")
+ROOMS = ("benchmarks", "calibration", "export", "runtimes", "shipping")
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

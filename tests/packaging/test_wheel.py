@@ -36,6 +36,16 @@ COMMANDS = (
     "cache",
     "cache show",
     "cache clear",
+    "bundle",
+    "bundle pack",
+    "bundle unpack",
+    "keys",
+    "keys generate",
+    "keys sign",
+    "keys verify",
+    "ship",
+    "status",
+    "rollback",
 )
 
 
@@ -83,7 +93,7 @@ def test_the_wheel_holds_the_builtin_job_and_installs_nothing_but_resedge(wheel:
         if "scripts" not in path.parts
     } | {
         f"resedge/{room}/{path.name}"
-        for room in ("benchmarks", "calibration", "export", "runtimes")
+        for room in ("benchmarks", "calibration", "export", "runtimes", "shipping")
         for path in (ROOT / room).glob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == in_repository
@@ -117,4 +127,12 @@ def test_a_missing_library_is_said_with_its_cure(bare: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 4, done.stderr
     assert "pip install 'resedge[export,onnxruntime,bench]'" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_shipping_without_its_library_is_said_with_the_cure(bare: Path, tmp_path: Path) -> None:
+    call = [str(bare.parent / "resedge"), "status", "nano"]
+    done = subprocess.run(call, capture_output=True, text=True, env={"HOME": str(tmp_path)}, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "pip install 'resedge[ship]'" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

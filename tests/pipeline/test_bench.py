@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resedge import bundle as bundles
-from resedge import images
+from resedge import images, machine
 from resedge.artifacts import Artifact
 from resedge.bundle import Bundle
 from resedge.errors import InputRefused
-from resedge.pipeline import machine
+from resedge.machine import Machine
 from resedge.pipeline.datasets import bench_images
 from resedge.pipeline.inspecting import saturates_here
-from resedge.pipeline.machine import Machine
 from resedge.pipeline.options import BenchOptions
 from resedge.pipeline.reporting import Silent
 

@@ -86,6 +86,7 @@ def _bundle(
         counter=1,
         expires=None,
         signing=None,
+        signed_at=None,
         model=ModelInfo("notebook", "eager", "keep", border, border),
         preprocessing=preprocessing,
         labels=labels,

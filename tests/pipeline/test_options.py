@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from resedge.engines import GRAPHS
 from resedge.errors import UsageError
-from resedge.pipeline.options import GRAPHS, BenchOptions, Measuring, Selection, select
+from resedge.pipeline.options import BenchOptions, Measuring, Selection, select
 
 
 def test_nothing_asked_for_is_everything_but_rtx_and_names_nobody() -> None:

@@ -23,7 +23,7 @@ from resedge.artifacts import (
     encode,
     sha256_bytes,
 )
-from resedge.bundle import Manifest, ModelInfo, Target
+from resedge.bundle import Manifest, ModelInfo, Target, publishing, reading
 from resedge.errors import InputRefused, StaleArtifact
 
 
@@ -34,6 +34,7 @@ def _manifest(contents: dict[str, bytes]) -> Manifest:
         counter=0,
         expires=None,
         signing=None,
+        signed_at=None,
         model=ModelInfo(
             "notebook",
             "eager, as trained",
@@ -58,11 +59,26 @@ class _Maker:
         self.out = root / "model.resedge"
 
     def publish(self, contents: dict[str, bytes]) -> bundles.Published:
+        return bundles.publish(_manifest(contents), self._sources(contents), self.out)
+
+    def sign(self, contents: dict[str, bytes]) -> bundles.Published:
+        """Publish what signing makes of a bundle: two more files, times, a signature."""
+        everything = {**contents, bundles.AGENT: b"agent", bundles.AGENT_SIGNATURE: b"its signature"}
+        manifest = dataclasses.replace(
+            _manifest(everything),
+            engines=_manifest(contents).engines,
+            expires="2030-01-01T00:00:00Z",
+            signing=bundles.Signing("resedge-bundle", "SHA256:abc"),
+            signed_at="2029-01-01T00:00:00Z",
+        )
+        return bundles.publish(manifest, self._sources(everything), self.out, lambda text: text[::-1])
+
+    def _sources(self, contents: dict[str, bytes]) -> dict[str, Path]:
         sources = {}
         for i, (name, content) in enumerate(contents.items()):
             sources[name] = self.root / f"source{i}"
             sources[name].write_bytes(content)
-        return bundles.publish(_manifest(contents), sources, self.out)
+        return sources
 
 
 @pytest.fixture
@@ -95,14 +111,27 @@ def test_the_same_content_changes_nothing(maker: _Maker) -> None:
     assert {p: p.stat().st_mtime_ns for p in maker.out.rglob("*")} == before
 
 
+def test_a_signature_is_over_the_bytes_of_the_manifest(maker: _Maker) -> None:
+    maker.publish(CONTENT)
+    bundle = maker.sign(CONTENT).bundle
+    bundles.check(bundle)
+    assert bundle.manifest.counter == 2
+    assert bundle.manifest.signing is not None
+    text = (maker.out / bundles.MANIFEST).read_bytes()
+    assert (maker.out / bundles.SIGNATURE).read_bytes() == text[::-1]
+    assert maker.sign(CONTENT).bundle.manifest.counter == 3
+
+
 def test_a_change_raises_the_counter_and_drops_the_signature(maker: _Maker) -> None:
     maker.publish(CONTENT)
-    (maker.out / bundles.SIGNATURE).write_text("signed")
+    maker.sign(CONTENT)
     assert not maker.publish(CONTENT).changed
     assert (maker.out / bundles.SIGNATURE).exists()
     published = maker.publish({**CONTENT, "onnx/b.onnx": b"new"})
     assert (published.changed, published.dropped_signature) == (True, True)
-    assert bundles.read(maker.out).manifest.counter == 2
+    manifest = bundles.read(maker.out).manifest
+    assert (manifest.counter, manifest.expires, manifest.signing, manifest.signed_at) == (3, None, None, None)
+    assert sorted(a.path.as_posix() for a in manifest.files) == sorted(CONTENT)
     assert not (maker.out / bundles.SIGNATURE).exists()
 
 
@@ -272,7 +301,7 @@ def test_a_file_that_may_not_be_read_is_refused(maker: _Maker, monkeypatch: pyte
     def refuse(path: Path) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(bundles, "sha256_file", refuse)
+    monkeypatch.setattr(reading, "sha256_file", refuse)
     with pytest.raises(InputRefused, match=r"a\.xml: cannot be read \(Permission denied\)"):
         bundles.check(bundle)
 
@@ -280,7 +309,7 @@ def test_a_file_that_may_not_be_read_is_refused(maker: _Maker, monkeypatch: pyte
 def test_writers_of_one_place_exclude_each_other_by_whatever_name(
     maker: _Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundles, "_LOCK_SECONDS", 0.06)
+    monkeypatch.setattr(publishing, "_LOCK_SECONDS", 0.06)
     (maker.root / "link").symlink_to(maker.root)
     with files.locked_folder(maker.root, 0):
         for out in (

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from resedge.jetson.device import Jetson, PowerMode
-from resedge.pipeline.machine import Machine, board_of, describe, parse_cpuinfo
+from resedge.machine import Machine, board_of, describe, parse_cpuinfo
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC
