@@ -94,11 +94,11 @@ class LayerComparison:
         self._given = {node: tuple(self._names_given(node, twin)) for node, twin in self._twins.items()}
         self._rows = dict(self._visible(seen))
 
-    def add(self, images: Float32Array, watched: Mapping[str, Array], logits: Float32Array) -> Float32Array:
+    def add(self, images: Array, watched: Mapping[str, Array], logits: Float32Array) -> Float32Array:
         """Compare one batch.
 
         Args:
-            images: (N, C, H, W) float32.
+            images: What the graphs take, (N, …).
             watched: What the engine's tensors held on them, by their names in it.
             logits: The engine's, (N, classes) float32.
 

@@ -217,7 +217,7 @@ def logits_of(engine: Any, data: Data, site: Site) -> np.ndarray:  # noqa: ANN40
 
     with runtime(engine.runtime).open(engine, RunOptions(site.threads)) as run:
         size = evaluation_batch(engine)
-        return np.asarray(evaluate(run, data.test, data.preprocessing, site.reporter, "", size))
+        return np.asarray(evaluate(run, data.test, data.outside, site.reporter, "", size))
 
 
 def relative_error(found: np.ndarray, eager: np.ndarray) -> float:

@@ -174,6 +174,7 @@ def calibrated(
             "eager": answers.value.tuning_logits.sha256,
         },
         options={
+            "outside": encode(data.outside),
             "preprocessing": encode(data.preprocessing),
             "pair_safe": pair_safe,
             "threads": site.threads,

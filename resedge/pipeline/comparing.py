@@ -29,7 +29,7 @@ from resedge.pipeline.options import GRAPHS, available_threads
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.session import find_engine, parse_engine
 from resedge.pipeline.vouching import demand_vouched_graph
-from resedge.protocols import Float32Array, Progress, RunOptions, Watchable
+from resedge.protocols import Array, Float32Array, Progress, RunOptions, Watchable
 from resedge.runtimes.watching import View, faithful_views
 
 _MODULES = {"export": ("onnx", "onnx_ir"), "onnxruntime": ("onnxruntime",)}
@@ -100,7 +100,7 @@ def compare(
     if name[1] == "int8" and saturates_here(bundle):
         reporter.warn(SATURATES)
     golden = read_golden(bundle.file("golden/golden.safetensors"))
-    images, logits = (part[:_MOST_IMAGES] for part in golden)
+    images, logits = golden[0][:_MOST_IMAGES], golden[1][:_MOST_IMAGES]
     graph = bundle.file(GRAPHS[name])
     subject = Subject(found, graph, float_graph(bundle, graph))
     for read in (subject.graph, subject.model):
@@ -130,13 +130,13 @@ class Subject:
 
 def compare_engine(
     subject: Subject,
-    images: Float32Array,
+    images: Array,
     eager: Float32Array,
     floor: float,
     options: RunOptions,
     reporter: Reporter,
 ) -> Comparison:
-    """Compare an engine with eager on images, (N, C, H, W) float32, and eager's logits, (N, classes) float32.
+    """Compare an engine with eager on images as it takes them, and eager's logits, (N, classes) float32.
 
     Raises:
         RuntimeUnavailable: The runtime cannot be looked into, or not opened.
@@ -180,7 +180,7 @@ def _watchable(name: str) -> Watchable:
 
 
 def _views(
-    engine: Engine, points: Sequence[Watchpoint], batch: Float32Array, options: RunOptions, progress: Progress
+    engine: Engine, points: Sequence[Watchpoint], batch: Array, options: RunOptions, progress: Progress
 ) -> tuple[View, ...]:
     """Find out what can be watched: integers first, and where they cannot, the floats in their place."""
     runtime = _watchable(engine.runtime)
@@ -210,7 +210,7 @@ class _Found:
 def _compared(
     engine: Engine,
     views: tuple[View, ...],
-    images: Float32Array,
+    images: Array,
     options: RunOptions,
     comparison: LayerComparison,
     progress: Progress,

@@ -7,11 +7,13 @@ import numpy as np
 from resedge.artifacts import Artifact
 from resedge.errors import InputRefused
 from resedge.gate import check_safetensors
-from resedge.protocols import Float32Array
+from resedge.protocols import Array, Float32Array
 
 
-def read_golden(golden: Artifact) -> tuple[Float32Array, Float32Array]:
-    """Return the images, (N, C, H, W) float32, and eager's logits, (N, classes) float32.
+def read_golden(golden: Artifact) -> tuple[Array, Float32Array]:
+    """Return the images as engines take them, and eager's logits, (N, classes) float32.
+
+    Images are (N, C, H, W) float32 or frames, (N, H, W, 3 or 4) uint8.
 
     Raises:
         InputRefused: It is no sound safetensors file, or holds something else.
@@ -29,6 +31,6 @@ def read_golden(golden: Artifact) -> tuple[Float32Array, Float32Array]:
     images, logits = tensors.get("input"), tensors.get("logits")
     if images is None or logits is None or (images.ndim, logits.ndim) != (4, 2) or len(images) != len(logits):
         raise InputRefused("does not hold the input and the logits of as many images.", where=where)
-    if images.dtype != np.float32 or logits.dtype != np.float32 or not len(images):
-        raise InputRefused("does not hold float32 numbers of at least one image.", where=where)
+    if images.dtype not in (np.float32, np.uint8) or logits.dtype != np.float32 or not len(images):
+        raise InputRefused("does not hold float32 numbers, or frames, of at least one image.", where=where)
     return images, logits

@@ -201,13 +201,14 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
             "weights": built.value.weights.sha256,
             "sample": sample_images.sha256,
         },
-        options={"preprocessing": encode(data.preprocessing)},
+        options={"preprocessing": encode(data.preprocessing), "input": data.input},
         versions=versions(*_WRITING_LIBRARIES),
         machine=site.machine,
     )
 
     def make(folder: Path) -> Graphs:
         from resedge.export.fold import fold
+        from resedge.export.frames import take_frames
         from resedge.export.onnxfile import write_onnx
         from resedge.export.sources import load_reference
         from resedge.export.trace import trace
@@ -218,9 +219,11 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
         (folder / "onnx").mkdir()
         parents = (built.value.source.sha256, built.value.weights.sha256)
         fp32 = write_onnx(folded.graph, sample.shape[1:], folder / "onnx" / "fp32.onnx", parents=parents)
+        tried = try_in_half(folded.graph, fp32, sample)
+        if data.input == "uint8":
+            fp32 = take_frames(fp32, data.preprocessing, fp32.path)
         report = folded.report
         folding = write_json(folder / "onnx" / "folding.json", report, "folding", (fp32.sha256,))
-        tried = try_in_half(folded.graph, fp32, sample)
         return Graphs(
             fp32,
             folding,
@@ -262,7 +265,11 @@ def eager_answers(site: Site, data: Data, built: Done[Reference]) -> Done[EagerA
             "tuning": data.tuning.sha256,
             "test": data.test.sha256,
         },
-        options={"preprocessing": encode(data.preprocessing), "threads": site.threads},
+        options={
+            "preprocessing": encode(data.preprocessing),
+            "input": data.input,
+            "threads": site.threads,
+        },
         versions=versions("torch", "numpy", "safetensors"),
         machine=site.machine,
     )
@@ -307,7 +314,7 @@ def _write_golden(
     sure = np.sort(surest)
     chosen = data.tuning.select(sure.tolist())
     tensors = {
-        "input": chosen.prepared(data.preprocessing),
+        "input": chosen.all_inputs(data.outside),
         "logits": np.ascontiguousarray(logits[sure]),
     }
     golden = _write_bytes(folder / "golden.safetensors", save(tensors), "golden", parents)
