@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from resedge.artifacts import Artifact, Preprocessing, TensorSpec, sha256_bytes
 from resedge.errors import GraphRefused
-from resedge.export.onnxfile import MODULE_KEY, serialise
+from resedge.export.onnxfile import MODULE_KEY, serialise, unique
 from resedge.files import write_bytes
 from resedge.images.preparing import LUMA
 
@@ -81,16 +81,13 @@ class _Chain:
         self.nodes: list[ir.Node] = []
         self.end = start
         self._graph = graph
-        self._taken = {node.name for node in graph}
+        self._taken = {str(node.name) for node in graph}
 
     def append(self, op_type: str, *constants: npt.NDArray[Any], **attributes: Any) -> None:  # noqa: ANN401
         """Add a node that reads the chain's end and constants."""
         import onnx_ir as ir
 
-        name = f"frames.{op_type.lower()}"
-        while name in self._taken:
-            name += "@1"
-        self._taken.add(name)
+        name = unique(f"frames.{op_type.lower()}", self._taken)
         stored = [self._stored(f"{name}.const.{i}", each) for i, each in enumerate(constants, start=1)]
         node = ir.node(op_type, [self.end, *stored], attributes or None, name=name)
         node.metadata_props.update({MODULE_KEY: "", PREPARES_KEY: "frames"})
