@@ -1,4 +1,4 @@
-"""Every runtime that this machine has on graphs that take frames: the answers are eager's of prepared images."""
+"""Every runtime of this machine on graphs that take frames: the answers are eager's of prepared images."""
 
 from __future__ import annotations
 
