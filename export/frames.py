@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from resedge.artifacts import Artifact, Preprocessing, TensorSpec, sha256_bytes
+from resedge.artifacts import Artifact, Channels, Preprocessing, TensorSpec, sha256_bytes
 from resedge.errors import GraphRefused
 from resedge.export.onnxfile import MODULE_KEY, serialise, unique
 from resedge.files import write_bytes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 PREPARES_KEY: Final = "resedge.prepares"  # of a node's metadata: it stands in front of the model
+CHANNELS_FIRST: Final = (0, 3, 1, 2)
 _FULL: Final = 255.0
 
 
@@ -52,12 +53,10 @@ def take_frames(model: Artifact, preprocessing: Preprocessing, out: Path) -> Art
     batch = model.inputs[0].shape[0]
     shape = (batch, *preprocessing.frame_shape)
     frames = ir.Value(name=images.name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(shape))
-    chain = _Chain(parsed.graph, frames)
+    chain = Chain(parsed.graph, frames)
     _prepare(chain, preprocessing)
-    for reader, index in tuple(images.uses()):
-        reader.replace_input_with(index, chain.end)
+    chain.put_before(images)
     parsed.graph.inputs[0] = frames
-    parsed.graph.insert_before(parsed.graph[0], chain.nodes)
     data = serialise(parsed)
     write_bytes(out, data)
     return replace(
@@ -74,7 +73,7 @@ def prepares(node: ir.Node) -> bool:
     return PREPARES_KEY in node.metadata_props
 
 
-class _Chain:
+class Chain:
     """Nodes one after the other, each of which reads the one before."""
 
     def __init__(self, graph: ir.Graph, start: ir.Value) -> None:
@@ -96,6 +95,12 @@ class _Chain:
         self.nodes.append(node)
         self.end = node.outputs[0]
 
+    def put_before(self, value: ir.Value) -> None:
+        """Put the nodes first in the graph, and let all that reads a value read the chain's end."""
+        for reader, index in tuple(value.uses()):
+            reader.replace_input_with(index, self.end)
+        self._graph.insert_before(self._graph[0], self.nodes)
+
     def _stored(self, name: str, numbers: npt.NDArray[Any]) -> ir.Value:
         import onnx_ir as ir
 
@@ -107,26 +112,31 @@ class _Chain:
         return value
 
 
-def _prepare(chain: _Chain, preprocessing: Preprocessing) -> None:
-    """Append what makes (N, H, W, 3 or 4) bytes the model's (N, C, H, W) numbers."""
+def append_cast(chain: Chain, channels: Channels) -> None:
+    """Append what makes bytes whole numbers in float32, grey where the model takes that."""
     import onnx_ir as ir
 
     chain.append("Cast", to=int(ir.DataType.FLOAT))
-    if preprocessing.channels == "BGR":
-        chain.append("Gather", np.array([2, 1, 0]), axis=3)
-    if preprocessing.channels == "L":  # whole numbers below 2**24: float32 is exact in any order
+    if channels == "L":  # whole numbers below 2**24: float32 is exact in any order
         chain.append("Mul", np.array(LUMA, np.float32))
         chain.append("ReduceSum", np.array([3]), keepdims=1)
         chain.append("Add", np.array(1 << 15, np.float32))
         chain.append("Mul", np.array(2.0**-16, np.float32))
         chain.append("Floor")
+
+
+def _prepare(chain: Chain, preprocessing: Preprocessing) -> None:
+    """Append what makes (N, H, W, 3 or 4) bytes the model's (N, C, H, W) numbers."""
+    append_cast(chain, preprocessing.channels)
+    if preprocessing.channels == "BGR":
+        chain.append("Gather", np.array([2, 1, 0]), axis=3)
     subtracted = _FULL * np.array(preprocessing.mean)
     factors = 1 / (_FULL * np.array(preprocessing.std))
     if subtracted.any():
         chain.append("Sub", subtracted.astype(np.float32))
     if (factors != 1).any():
         chain.append("Mul", factors.astype(np.float32))
-    chain.append("Transpose", perm=[0, 3, 1, 2])
+    chain.append("Transpose", perm=list(CHANNELS_FIRST))
 
 
 def _demand_shape(images: ir.Value, preprocessing: Preprocessing, where: str) -> None:

@@ -19,6 +19,7 @@ from resedge.images.preparing import NOTEBOOK_PREPROCESSING as NOTEBOOK_PREPROCE
 from resedge.images.preparing import Frames as Frames
 from resedge.images.preparing import as_input as as_input
 from resedge.images.preparing import demand_frames as demand_frames
+from resedge.images.preparing import ordered as ordered
 from resedge.images.preparing import prepare as prepare
 from resedge.images.reading import read as read
 from resedge.images.sets import ImageSet as ImageSet

@@ -28,7 +28,7 @@ def prepare(frames: Frames, preprocessing: Preprocessing) -> Float32Array:
     demand_frames(frames, preprocessing)
     mean = np.array(preprocessing.mean, np.float32)
     std = np.array(preprocessing.std, np.float32)
-    scaled = (_ordered(frames, preprocessing.channels).astype(np.float32) / np.float32(255) - mean) / std
+    scaled = (ordered(frames, preprocessing.channels).astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
@@ -52,7 +52,7 @@ def as_input(frames: Frames, outside: Preprocessing | None) -> Array:
     return frames if outside is None else prepare(frames, outside)
 
 
-def _ordered(frames: Frames, channels: Channels) -> Frames:
+def ordered(frames: Frames, channels: Channels) -> Frames:
     """Return the channels of RGB or RGBA frames that a model takes, in its order."""
     if channels == "BGR":
         return frames[..., ::-1]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from resedge import gate
-from resedge.artifacts import Artifact, Channels, Preprocessing, TensorSpec, sha256_file
+from resedge.artifacts import Artifact, Channels, Preprocessing, TensorSpec
 from resedge.errors import GraphRefused
 from resedge.export.frames import take_frames
 from resedge.export.half import write_half
 from resedge.images import Frames, prepare
 from resedge.protocols import Array, Float32Array
 
-NETWORK = ("Conv", "Relu", "GlobalAveragePool", "Flatten")
+Make = Callable[..., Artifact]
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CASES = (
     Preprocessing(10, 14, *IMAGENET),
@@ -34,26 +36,6 @@ def case_name(taken: Preprocessing) -> str:
     return f"{taken.channels}, {taken.mean[0]:g}, {taken.std[0]:.2g}"
 
 
-def float_graph(taken: Preprocessing, path: Path, op_types: tuple[str, ...] = NETWORK) -> Artifact:
-    """Write nodes one after the other, as `write_onnx` would; a Conv has seeded weights."""
-    weight = np.random.default_rng(2).normal(size=(6, len(taken.channels), 3, 3)).astype(np.float32)
-    tensors = ["input", *(f"{number}.out" for number in range(len(op_types) - 1)), "logits"]
-    nodes = [
-        helper.make_node(op_type, [given, "w"] if op_type == "Conv" else [given], [made], op_type.lower())
-        for op_type, given, made in zip(op_types, tensors[:-1], tensors[1:], strict=True)
-    ]
-    ends = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
-        for name, shape in (("input", ["batch", *taken.input_shape]), ("logits", ["batch", None]))
-    ]
-    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(weight, "w")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
-    path.write_bytes(model.SerializeToString())
-    inputs = (TensorSpec("input", ("batch", *taken.input_shape), "float32"),)
-    outputs = (TensorSpec("logits", ("batch", 6), "float32"),)
-    return Artifact(path, sha256_file(path), "onnx/fp32", inputs, outputs, ("ab",))
-
-
 def run(graph: Artifact, given: Array) -> Float32Array:
     session = onnxruntime.InferenceSession(graph.path, providers=["CPUExecutionProvider"])
     logits: Float32Array = session.run(["logits"], {"input": given})[0]
@@ -65,7 +47,9 @@ def frames_for(taken: Preprocessing) -> Frames:
 
 
 @pytest.mark.parametrize("taken", CASES, ids=case_name)
-def test_frames_give_what_prepared_images_give(taken: Preprocessing, tmp_path: Path) -> None:
+def test_frames_give_what_prepared_images_give(
+    float_graph: Make, taken: Preprocessing, tmp_path: Path
+) -> None:
     given = float_graph(taken, tmp_path / "float.onnx")
     made, frames = take_frames(given, taken, tmp_path / "frames.onnx"), frames_for(taken)
     assert made.inputs == (TensorSpec("input", ("batch", *taken.frame_shape), "uint8"),)
@@ -77,7 +61,7 @@ def test_frames_give_what_prepared_images_give(taken: Preprocessing, tmp_path: P
 
 @pytest.mark.parametrize("taken", CASES, ids=case_name)
 def test_a_cast_is_all_that_reads_bytes_and_nothing_is_computed_in_vain(
-    taken: Preprocessing, tmp_path: Path
+    float_graph: Make, taken: Preprocessing, tmp_path: Path
 ) -> None:
     made = take_frames(float_graph(taken, tmp_path / "float.onnx"), taken, tmp_path / "frames.onnx")
     graph = onnx.load(made.path).graph
@@ -91,7 +75,7 @@ def test_a_cast_is_all_that_reads_bytes_and_nothing_is_computed_in_vain(
     assert extra == ["Cast", *channels.get(taken.channels, []), *wanted, "Transpose"]
 
 
-def test_the_luma_of_every_colour_is_pillows_to_the_last_bit(tmp_path: Path) -> None:
+def test_the_luma_of_every_colour_is_pillows_to_the_last_bit(float_graph: Make, tmp_path: Path) -> None:
     taken = Preprocessing(16, 4096, (0.0,), (1 / 255,), channels="L")
     graph = float_graph(taken, tmp_path / "float.onnx", ("Flatten",))
     made = take_frames(graph, taken, tmp_path / "frames.onnx")
@@ -102,7 +86,7 @@ def test_the_luma_of_every_colour_is_pillows_to_the_last_bit(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("taken", CASES, ids=case_name)
-def test_in_half_what_prepares_stays_float(taken: Preprocessing, tmp_path: Path) -> None:
+def test_in_half_what_prepares_stays_float(float_graph: Make, taken: Preprocessing, tmp_path: Path) -> None:
     made = take_frames(float_graph(taken, tmp_path / "float.onnx"), taken, tmp_path / "frames.onnx")
     half, frames = write_half(made, tmp_path / "fp16.onnx"), frames_for(taken)
     assert (half.kind, half.inputs) == ("onnx/fp16", made.inputs)
@@ -115,7 +99,7 @@ def test_in_half_what_prepares_stays_float(taken: Preprocessing, tmp_path: Path)
     assert all(name.startswith("frames.") for name in float_constants)
 
 
-def test_a_model_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_another_size_is_refused(float_graph: Make, tmp_path: Path) -> None:
     graph = float_graph(CASES[0], tmp_path / "float.onnx")
     with pytest.raises(GraphRefused, match=r"takes images of the shape \(3, 10, 14\)"):
         take_frames(graph, Preprocessing(14, 10, *IMAGENET), tmp_path / "frames.onnx")
