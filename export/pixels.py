@@ -11,8 +11,7 @@ weights; what a convolution pads it with is zero, there as everywhere. Kernels t
 time, so that beside three a fourth costs them nothing. 64 is a power of two, so it is exact, and leaves the
 weights and their scales about as large as they were.
 
-The algebra runs in float64 and is kept only if it is proved on real frames. Importing this module imports
-torch.
+The algebra runs in float64 and is kept only if it is proved on real frames.
 """
 
 from __future__ import annotations
@@ -23,22 +22,21 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from resedge.artifacts import Artifact, Preprocessing, sha256_bytes
 from resedge.export.frames import CHANNELS_FIRST, Chain, append_cast, prepares
 from resedge.export.onnxfile import serialise
-from resedge.export.proof import TOLERANCE, relative
 from resedge.files import write_bytes
 from resedge.images import Frames, ordered
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
 
-PIXELS_KEY: Final = "pixels"  # of an artifact's meta: the tensor that holds x
+PIXELS_KEY: Final = "pixels"  # of an artifact's meta: the tensor that holds x, and its step
 CENTRE: Final = 128.0
 STEP: Final = 2.0**-6
-_INSIDE: Final = 127 * STEP  # what the further channel holds: the largest number on both grids
+_LEVELS: Final = 127  # of the further channel at most: the largest number on both grids
 _FULL: Final = 255.0
 
 _Float64 = npt.NDArray[np.float64]
@@ -54,6 +52,15 @@ class PixelFold:
     graph: Artifact | None
     reason: str = ""
     residual: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Folded:
+    """A weight and a bias for x, float64, and what its further channel holds, None where there is none."""
+
+    weight: _Float64
+    bias: _Float64
+    inside: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +87,13 @@ def fold_pixels(model: Artifact, preprocessing: Preprocessing, frames: Frames, o
         out: The file to write.
 
     Returns:
-        The same kind, input and output; `meta["pixels"]` names the tensor that must be quantised on the grid
-        of pixels.
+        The same kind, input and output; `meta["pixels"]` names the tensor that is to be quantised on the
+        grid of pixels.
     """
+    from resedge.export.proof import TOLERANCE
+
     parsed = _read(model)
-    first = _first_convolution(parsed.graph)
+    first = _first_convolution(parsed.graph, preprocessing)
     if isinstance(first, str):
         return PixelFold(None, first)
     folded = _folded(first, preprocessing)
@@ -98,7 +107,7 @@ def fold_pixels(model: Artifact, preprocessing: Preprocessing, frames: Frames, o
 def fold_again(model: Artifact, preprocessing: Preprocessing, out: Path) -> Artifact | None:
     """Write what `fold_pixels` wrote of a graph that it was proved on; None where it could not be folded."""
     parsed = _read(model)
-    first = _first_convolution(parsed.graph)
+    first = _first_convolution(parsed.graph, preprocessing)
     if isinstance(first, str):
         return None
     return _written(parsed, model, first, _folded(first, preprocessing), preprocessing, out)
@@ -111,8 +120,10 @@ def _read(model: Artifact) -> ir.Model:
     return ir.from_proto(onnx.load_from_string(model.read()))
 
 
-def _first_convolution(graph: ir.Graph) -> _Convolution | str:
+def _first_convolution(graph: ir.Graph, preprocessing: Preprocessing) -> _Convolution | str:
     """Return the one convolution that reads prepared frames, or why there is none that could be folded."""
+    if preprocessing.channels == "L":
+        return "grey is computed from a frame's colours"
     last = [node for node in graph if prepares(node)][-1]
     readers = [node for node, _ in last.outputs[0].uses()]
     if len(readers) != 1 or readers[0].op_type != "Conv":
@@ -131,31 +142,43 @@ def _first_convolution(graph: ir.Graph) -> _Convolution | str:
     return _Convolution(node, weight, bias[0] if bias else np.zeros(len(weight)))
 
 
-def _folded(first: _Convolution, preprocessing: Preprocessing) -> tuple[_Float64, _Float64]:
-    """Return the weight and the bias for x, with the further channel where there is padding."""
+def _folded(first: _Convolution, preprocessing: Preprocessing) -> _Folded:
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     weight = first.weight / (_FULL * STEP * std[:, None, None])
     constant = (weight * (STEP * (CENTRE - _FULL * mean))[:, None, None]).sum(axis=1)
     weight = _in_frame_order(weight, preprocessing)
     if not any(first.pads):
-        return weight, first.bias + constant.sum(axis=(1, 2))
-    return np.concatenate([weight, constant[:, None] / _INSIDE], axis=1), first.bias
+        return _Folded(weight, first.bias + constant.sum(axis=(1, 2)), None)
+    inside = _inside(weight, constant)
+    return _Folded(np.concatenate([weight, constant[:, None] / inside], axis=1), first.bias, inside)
+
+
+def _inside(weight: _Float64, constant: _Float64) -> float:
+    """Return what the further channel holds: so much that no scale of a weight grows, and no more.
+
+    Its weights are rounded like others, and what they are off by counts this much at every place.
+    """
+    largest, needed = (np.abs(each).reshape(len(each), -1).max(axis=1) for each in (weight, constant))
+    ratio = (needed / np.maximum(largest, np.finfo(np.float64).tiny)).max()
+    return STEP * float(np.clip(np.ceil(ratio / STEP), 1, _LEVELS))
 
 
 def _residual(
     first: _Convolution,
-    folded: tuple[_Float64, _Float64],
+    folded: _Folded,
     preprocessing: Preprocessing,
     frames: Frames,
 ) -> float:
     """Return the largest difference of the folded convolution over the largest output, in float64."""
+    from resedge.export.proof import relative
+
     pixels = ordered(frames, preprocessing.channels).astype(np.float64).transpose(0, 3, 1, 2)
     mean, std = (np.array(each)[:, None, None] for each in (preprocessing.mean, preprocessing.std))
     expected = _convolved(first.node, (pixels / _FULL - mean) / std, first.weight, first.bias)
     x = (_in_frame_order(pixels, preprocessing) - CENTRE) * STEP
-    if any(first.pads):
-        x = np.concatenate([x, np.full_like(x[:, :1], _INSIDE)], axis=1)
-    return relative(_convolved(first.node, x, *folded), expected)
+    if folded.inside is not None:
+        x = np.concatenate([x, np.full_like(x[:, :1], folded.inside)], axis=1)
+    return relative(_convolved(first.node, x, folded.weight, folded.bias), expected)
 
 
 def _in_frame_order(channels: _Float64, preprocessing: Preprocessing) -> _Float64:
@@ -164,6 +187,8 @@ def _in_frame_order(channels: _Float64, preprocessing: Preprocessing) -> _Float6
 
 
 def _convolved(node: ir.Node, images: _Float64, weight: _Float64, bias: _Float64) -> torch.Tensor:
+    import torch
+
     top, left, bottom, right = node.attributes.get_ints("pads", (0, 0, 0, 0))
     padded = torch.nn.functional.pad(torch.tensor(images.copy()), (left, right, top, bottom))
     return torch.nn.functional.conv2d(
@@ -182,7 +207,7 @@ def _written(
     parsed: ir.Model,
     model: Artifact,
     first: _Convolution,
-    folded: tuple[_Float64, _Float64],
+    folded: _Folded,
     preprocessing: Preprocessing,
     out: Path,
 ) -> Artifact:
@@ -194,14 +219,14 @@ def _written(
     append_cast(chain, preprocessing.channels)
     chain.append("Sub", np.array(CENTRE, np.float32))
     chain.append("Mul", np.array(STEP, np.float32))
-    if any(first.pads):
-        chain.append("Pad", np.array([0, 0, 0, 0, 0, 0, 0, 1]), np.array(_INSIDE, np.float32))
+    if folded.inside is not None:
+        chain.append("Pad", np.array([0, 0, 0, 0, 0, 0, 0, 1]), np.array(folded.inside, np.float32))
     pixels = chain.end
     chain.append("Transpose", perm=list(CHANNELS_FIRST))
     first.node.replace_input_with(0, chain.end)
     graph.insert_before(graph[0], chain.nodes)
-    for index, numbers in enumerate(folded, start=1):
-        _give(graph, first.node, index, numbers)
+    _give(graph, first.node, 1, folded.weight)
+    _give(graph, first.node, 2, folded.bias)
     data = serialise(parsed)
     write_bytes(out, data)
     return replace(
@@ -209,7 +234,7 @@ def _written(
         path=out.absolute(),
         sha256=sha256_bytes(data),
         parents=(*model.parents, model.sha256),
-        meta={**model.meta, "nodes": len(graph), PIXELS_KEY: pixels.name},
+        meta={**model.meta, "nodes": len(graph), PIXELS_KEY: {"tensor": str(pixels.name), "step": STEP}},
     )
 
 

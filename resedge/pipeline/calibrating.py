@@ -164,7 +164,7 @@ def calibrated(
     Raises:
         UsageError: A name in `tuning.keep` is no layer.
     """
-    fp32 = float_graphs.value.fp32
+    fp32 = float_graphs.value.for_integers
     key = Key(
         "calibration",
         inputs={

@@ -7,6 +7,7 @@ eager's own, which the golden images have with them.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from resedge.bundle import Bundle
 from resedge.calibration.blame import LayerComparison, LayerError
 from resedge.calibration.walk import signal_to_noise
 from resedge.calibration.watchpoints import Watchpoint, watchpoints
-from resedge.errors import RuntimeUnavailable
+from resedge.errors import RuntimeUnavailable, StaleArtifact
+from resedge.export.pixels import fold_again
 from resedge.pipeline.explaining import COARSE
 from resedge.pipeline.extras import require_modules
 from resedge.pipeline.golden import read_golden
@@ -102,21 +104,35 @@ def compare(
     golden = read_golden(bundle.file("golden/golden.safetensors"))
     images, logits = golden[0][:_MOST_IMAGES], golden[1][:_MOST_IMAGES]
     graph = bundle.file(GRAPHS[name])
-    subject = Subject(found, graph, float_graph(bundle, graph))
-    for read in (subject.graph, subject.model):
-        demand_vouched_graph(read)
-    return compare_engine(
-        subject, images, logits, floor, RunOptions(threads or available_threads()), reporter
-    )
+    options = RunOptions(threads or available_threads())
+    with tempfile.TemporaryDirectory(prefix="resedge-explain-") as folder:
+        subject = Subject(found, graph, float_graph(bundle, graph, Path(folder)))
+        for read in (subject.graph, subject.model):
+            demand_vouched_graph(read)
+        return compare_engine(subject, images, logits, floor, options, reporter)
 
 
-def float_graph(bundle: Bundle, graph: Artifact) -> Artifact:
+def float_graph(bundle: Bundle, graph: Artifact, folder: Path) -> Artifact:
     """Return the FP32 graph that a graph was made from: it has the same numbers in every tensor.
 
-    That of a Q/DQ graph may be one whose channels were equalised, which is then in the bundle.
+    That of a Q/DQ graph may be one whose channels were equalised, which is then in the bundle. One with the
+    normalisation of frames in its first convolution is made again, into `folder`.
+
+    Raises:
+        StaleArtifact: It comes out as another one than the graph was made from.
     """
     named = [artifact for artifact in bundle.manifest.files if artifact.sha256 in graph.parents]
-    return bundle.file(next((a.path.as_posix() for a in named if a.kind == "onnx/fp32"), "onnx/fp32.onnx"))
+    found = next((a.path.as_posix() for a in named if a.kind == "onnx/fp32"), None)
+    if found is not None or "pixels" not in graph.meta:
+        return bundle.file(found or "onnx/fp32.onnx")
+    again = fold_again(bundle.file("onnx/fp32.onnx"), bundle.manifest.preprocessing, folder / "pixels.onnx")
+    if again is None or again.sha256 not in graph.parents:
+        raise StaleArtifact(
+            "is made from an FP32 graph that this version of resedge writes otherwise.",
+            where=str(graph.path),
+            cure="Run `resedge export` again.",
+        )
+    return again
 
 
 @dataclass(frozen=True)

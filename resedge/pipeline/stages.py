@@ -174,7 +174,9 @@ class Graphs:
     """The fp32 graph, what folding did, and what FP16 does to it.
 
     The whole of these is in onnx/folding.json (a `FoldReport`) and onnx/half.json (a `HalfReport`), from
-    which `wide` names the nodes that must stay FP32.
+    which `wide` names the nodes that must stay FP32. `pixels` is what INT8 graphs are made from where the
+    normalisation of frames is folded into the first convolution, with the residual of its proof, or the reason
+    why it is not; it is no file of the bundle.
     """
 
     fp32: Artifact
@@ -184,6 +186,14 @@ class Graphs:
     refused: tuple[str, ...]
     largest_residual: float
     wide: tuple[str, ...]
+    pixels: Artifact | None = None
+    pixels_residual: float = 0.0
+    pixels_reason: str = ""
+
+    @property
+    def for_integers(self) -> Artifact:
+        """The FP32 graph that Q/DQ graphs are made from."""
+        return self.pixels or self.fp32
 
 
 def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
@@ -210,6 +220,7 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
         from resedge.export.fold import fold
         from resedge.export.frames import take_frames
         from resedge.export.onnxfile import write_onnx
+        from resedge.export.pixels import PixelFold, fold_pixels
         from resedge.export.sources import load_reference
         from resedge.export.trace import trace
 
@@ -220,8 +231,12 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
         parents = (built.value.source.sha256, built.value.weights.sha256)
         fp32 = write_onnx(folded.graph, sample.shape[1:], folder / "onnx" / "fp32.onnx", parents=parents)
         tried = try_in_half(folded.graph, fp32, sample)
+        folded_pixels = PixelFold(None)
         if data.input == "uint8":
             fp32 = take_frames(fp32, data.preprocessing, fp32.path)
+            (folder / "between").mkdir()
+            frames = sample_images.decode(range(len(sample_images)))
+            folded_pixels = fold_pixels(fp32, data.preprocessing, frames, folder / "between" / "pixels.onnx")
         report = folded.report
         folding = write_json(folder / "onnx" / "folding.json", report, "folding", (fp32.sha256,))
         return Graphs(
@@ -232,6 +247,9 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
             refused=tuple(f"{site.batchnorm}: {site.reason}" for site in report.refused),
             largest_residual=max((site.residual_float64 for site in report.folded), default=0.0),
             wide=tried.wide,
+            pixels=folded_pixels.graph,
+            pixels_residual=folded_pixels.residual,
+            pixels_reason=folded_pixels.reason,
         )
 
     return run_stage(site, key, Graphs, make)

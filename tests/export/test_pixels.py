@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import numpy_helper
 
 from resedge import gate
 from resedge.artifacts import Artifact, Preprocessing
+from resedge.calibration.pixels import pixels_of
 from resedge.export import pixels
 from resedge.export.frames import take_frames
 from resedge.export.pixels import fold_again, fold_pixels
@@ -27,7 +29,6 @@ CHANNELS = (
     Preprocessing(13, 18, *IMAGENET),
     Preprocessing(13, 18, *IMAGENET, channels="BGR"),
     Preprocessing(13, 18, (*IMAGENET[0], 0.1), (*IMAGENET[1], 0.5), channels="RGBA"),
-    Preprocessing(13, 18, (0.44,), (0.2,), channels="L"),
     Preprocessing(13, 18, (0.0,) * 3, (1 / 255,) * 3),
 )
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -67,8 +68,10 @@ def test_folded_and_unfolded_agree_to_the_border(
     expected, found = (run(graph, frames, "0.out") for graph in (model, folded.graph))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     gate.check_onnx(folded.graph.read(), "the graph")
-    x = run(folded.graph, frames, str(folded.graph.meta["pixels"]))
-    integers = 64 * x
+    held = pixels_of(folded.graph)
+    assert held is not None
+    x = run(folded.graph, frames, held.tensor)
+    integers = x / np.float32(held.step)
     np.testing.assert_array_equal(integers, np.rint(integers))
     assert integers.min() >= -128
     assert integers.max() <= 127
@@ -90,6 +93,13 @@ def test_weights_stay_about_as_large_as_they_were(float_graph: Make, tmp_path: P
     )
     largest = [np.abs(weight).reshape(12, -1).max(axis=1) for weight in (before, after)]
     assert ((largest[1] > 0.5 * largest[0]) & (largest[1] < 2 * largest[0])).all()
+
+
+def test_grey_is_no_byte_of_a_frame(float_graph: Make, tmp_path: Path) -> None:
+    taken = Preprocessing(13, 18, (0.44,), (0.2,), channels="L")
+    model = take_frames(float_graph(taken, tmp_path / "float.onnx"), taken, tmp_path / "frames.onnx")
+    found = fold_pixels(model, taken, frames_for(taken), tmp_path / "pixels.onnx")
+    assert (found.graph, found.reason) == (None, "grey is computed from a frame's colours")
 
 
 @pytest.mark.parametrize(
@@ -121,9 +131,10 @@ def test_without_the_further_channel_the_proof_fails(
     whole = pixels._folded
 
     def forgetful(first: Any, preprocessing: Preprocessing) -> Any:  # noqa: ANN401
-        weight, bias = whole(first, preprocessing)
-        within = weight[:, -1].sum(axis=(1, 2)) * 127 / 64  # as if nothing were padded
-        return np.concatenate([weight[:, :-1], 0 * weight[:, -1:]], axis=1), bias + within
+        found = whole(first, preprocessing)
+        within = found.weight[:, -1].sum(axis=(1, 2)) * found.inside  # as if nothing were padded
+        weight = np.concatenate([found.weight[:, :-1], 0 * found.weight[:, -1:]], axis=1)
+        return replace(found, weight=weight, bias=found.bias + within)
 
     monkeypatch.setattr(pixels, "_folded", forgetful)
     found = fold_pixels(model, taken, frames_for(taken), tmp_path / "pixels.onnx")
