@@ -22,7 +22,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from networks import untrained  # type: ignore[import-not-found]  # beside this 
 from onnx import helper, numpy_helper
 from torch import nn
 
-from resedge.artifacts import Artifact, Engine, Preprocessing, sha256_file
+from resedge.artifacts import Artifact, Preprocessing, sha256_file
 from resedge.benchmarks.conditions import conditions
 from resedge.benchmarks.intervals import ratio_interval
 from resedge.benchmarks.rounds import measure
@@ -48,7 +48,7 @@ from resedge.export.pixels import fold_pixels
 from resedge.export.trace import trace
 from resedge.images import Frames, prepare
 from resedge.pipeline import machine
-from resedge.protocols import BuildOptions, NoProgress, RunOptions
+from resedge.protocols import BuildOptions, NoProgress, Runner, RunOptions
 from resedge.runtimes.table import runtime
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,10 +86,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
 }
 
 
-def graphs(
-    make: Callable[[], nn.Module], size: tuple[int, int], folder: Path
-) -> tuple[dict[str, Artifact], Frames]:
-    """Return a case's INT8 graphs for CPUs by arm, and frames."""
+@dataclass(frozen=True)
+class Case:
+    """A network's INT8 graphs for CPUs by arm, and frames that they are given."""
+
+    graphs: Mapping[str, Artifact]
+    taken: Preprocessing
+    frames: Frames
+
+
+def case_of(make: Callable[[], nn.Module], size: tuple[int, int], folder: Path) -> Case:
+    """Return the graphs of a network."""
     taken = Preprocessing(*size, MEAN, STD)
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *size, 3), np.uint8)
     prepared = prepare(frames, taken)
@@ -99,20 +106,18 @@ def graphs(
     channel = fold_pixels(inside, taken, frames[:2], folder / "channel.onnx").graph
     if channel is None:
         raise SystemExit("the normalisation cannot be folded")
-    made = {"outside": outside, "graph": inside, "channel": channel}
+    made = {"graph": inside, "channel": channel}
     if (mapped := with_map(channel, folder / "map.onnx")) is not None:
         made["map"] = mapped
-    given = {"outside": prepared}
-    return {
-        arm: quantised(graph, given.get(arm, frames), folder / f"{arm}.int8.onnx")
-        for arm, graph in made.items()
-    }, frames
+    graphs = {"outside": quantised(outside, prepared, folder / "outside.int8.onnx")}
+    graphs |= {arm: quantised(graph, frames, folder / f"{arm}.int8.onnx") for arm, graph in made.items()}
+    return Case(graphs, taken, frames)
 
 
 def with_map(channel: Artifact, out: Path) -> Artifact | None:
-    """Put a constant map behind the convolution in the place of the further channel; None where there is none.
+    """Put a constant map behind the convolution in the place of the further channel; None if it has none.
 
-    The map is what the convolution makes of that channel alone, at its height and width.
+    The map is what the convolution makes of that channel alone.
     """
     model = onnx.load(channel.path)
     graph = model.graph
@@ -151,28 +156,16 @@ def quantised(model: Artifact, images: np.ndarray, out: Path) -> Artifact:
     return place(model, ranges, "cpu", out, pair_safe=machine.describe().saturates_pairs)
 
 
-def timed(
-    made: Mapping[str, Artifact],
-    frames: Frames,
-    size: tuple[int, int],
-    name: str,
-    threads: int,
-    rounds: int,
-    folder: Path,
-) -> dict[str, object]:
+def timed(case: Case, name: str, threads: int, rounds: int, folder: Path) -> dict[str, object]:
     """Time a runtime's arms against one another."""
-    taken, library = Preprocessing(*size, MEAN, STD), runtime(name)
+    library = runtime(name)
     with ExitStack() as stack:
         arms = {}
-        for arm, graph in made.items():
+        for arm, graph in case.graphs.items():
             (folder / arm).mkdir(exist_ok=True)
-            engine: Engine = library.build(graph, folder / arm, BuildOptions("int8"))
+            engine = library.build(graph, folder / arm, BuildOptions("int8"))
             run = stack.enter_context(library.open(engine, RunOptions(threads, batch=1)))
-            following = cycle([frames[i : i + 1] for i in range(len(frames))])
-            if arm == "outside":
-                arms[arm] = lambda run=run, following=following: run(prepare(next(following), taken))
-            else:
-                arms[arm] = lambda run=run, following=following: run(next(following))
+            arms[arm] = one_frame_at_a_time(run, case, outside=arm == "outside")
         samples = measure(
             arms,
             "graph",
@@ -184,15 +177,22 @@ def timed(
             warm_seconds=1.0,
         )
     medians = {arm: np.median(times, axis=1) for arm, times in samples.nanoseconds.items()}
-    found: dict[str, object] = {}
-    for arm in made:
-        ratio = ratio_interval(np.log(medians[arm] / medians["graph"]), CONFIDENCE)
-        p50 = float(np.median(samples.nanoseconds[arm])) / 1e6
-        found[arm] = {
-            "p50_ms": round(p50, 4),
-            **({} if arm == "graph" else {"over_graph": [round(x, 4) for x in ratio]}),
-        }
-    return found
+    return {arm: compared(medians, arm) for arm in arms}
+
+
+def one_frame_at_a_time(run: Runner, case: Case, *, outside: bool) -> Callable[[], object]:
+    """Return what makes one inference, from a frame."""
+    following = cycle([case.frames[i : i + 1] for i in range(FRAMES)])
+    if outside:
+        return lambda: run(prepare(next(following), case.taken))
+    return lambda: run(next(following))
+
+
+def compared(medians: Mapping[str, np.ndarray], arm: str) -> dict[str, object]:
+    """Return an arm's median and the ratio of its time to that of the arm "graph", with the interval."""
+    ratio = ratio_interval(np.log(medians[arm] / medians["graph"]), CONFIDENCE)
+    p50 = {"p50_ms": round(float(np.median(medians[arm])) / 1e6, 4)}
+    return p50 if arm == "graph" else {**p50, "over_graph": [round(end, 4) for end in ratio]}
 
 
 def main() -> None:
@@ -207,10 +207,10 @@ def main() -> None:
     for case in options.cases or CASES:
         make, size = CASES[case]
         with tempfile.TemporaryDirectory() as name:
-            made, frames = graphs(make, size, Path(name))
+            made = case_of(make, size, Path(name))
             for library in RUNTIMES:
                 for threads in map(int, options.threads.split(",")):
-                    arms = timed(made, frames, size, library, threads, options.rounds, Path(name))
+                    arms = timed(made, library, threads, options.rounds, Path(name))
                     rows.append({"case": case, "runtime": library, "threads": threads, "arms": arms})
                     print(json.dumps(rows[-1]), flush=True)
     document = {

@@ -175,8 +175,8 @@ class Graphs:
 
     The whole of these is in onnx/folding.json (a `FoldReport`) and onnx/half.json (a `HalfReport`), from
     which `wide` names the nodes that must stay FP32. `pixels` is what INT8 graphs are made from where the
-    normalisation of frames is folded into the first convolution, with the residual of its proof, or the reason
-    why it is not; it is no file of the bundle.
+    normalisation of frames is folded into the first convolution, with the residual of its proof, or the
+    reason why it is not; it is no file of the bundle.
     """
 
     fp32: Artifact
