@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from resedge.artifacts import Artifact, decode
+from resedge.artifacts import Artifact, Ranges, decode
 from resedge.calibration.graph import name_of
 from resedge.calibration.grids import Grid
 from resedge.calibration.schemes import Scheme
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PREPARES_KEY: Final = "resedge.prepares"  # of a node's metadata: it stands in front of the model
 _KEY: Final = "pixels"  # of an artifact's meta
 _CENTRE: Final = 128
+_LARGEST: Final = 255
 _FLOAT_CHAIN: Final = ("Cast", "Sub", "Mul")  # from bytes to the tensor, and perhaps a Pad of channels
 
 
@@ -37,6 +38,15 @@ def pixels_of(model: Artifact) -> Pixels | None:
     """Return what a graph says of its pixels, None where their normalisation is not folded into it."""
     said = model.meta.get(_KEY)
     return None if said is None else decode(Pixels, said, f"{model.path}: {_KEY}")
+
+
+def with_range_of_pixels(ranges: Ranges, model: Artifact) -> Ranges:
+    """Return ranges in which pixels, where a graph says that it has them, have that of all there can be."""
+    pixels = pixels_of(model)
+    if pixels is None:
+        return ranges
+    ends = (-_CENTRE * pixels.step, (_LARGEST - _CENTRE) * pixels.step)
+    return replace(ranges, table={**ranges.table, pixels.tensor: ends})
 
 
 def read_bytes(graph: ir.Graph, pixels: Pixels) -> None:

@@ -137,11 +137,13 @@ class _OneColoured:
 
 def _read(bench: Bench, model: Artifact, histograms: Histograms, method: str) -> Ranges:
     """Return what a method reads from the histograms."""
+    from resedge.calibration.pixels import with_range_of_pixels
     from resedge.calibration.ranges import METHODS
 
     images = bench.calibration
     dataset = sha256_json([images.sha256, encode(bench.data.preprocessing)])
-    return METHODS[method](histograms, graph_sha256=model.sha256, dataset_sha256=dataset, images=len(images))
+    read = METHODS[method](histograms, graph_sha256=model.sha256, dataset_sha256=dataset, images=len(images))
+    return with_range_of_pixels(read, model)
 
 
 def choose_ranges(bench: Bench, candidates: Sequence[Source], recipe: Recipe, kept: frozenset[str]) -> Chosen:

@@ -1,8 +1,9 @@
-"""Pixels that are integers themselves: their grid, bytes that a DequantizeLinear reads, what the rules allow."""
+"""Pixels that are integers themselves: their grid, bytes that a DequantizeLinear reads, what is allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resedge.artifacts import Artifact, Ranges, TensorSpec, sha256_file
 from resedge.calibration.emulation import emulated
-from resedge.calibration.pixels import Pixels, pixels_of
+from resedge.calibration.pixels import Pixels, pixels_of, with_range_of_pixels
 from resedge.calibration.placement import place
 from resedge.calibration.rules import check_qdq
 from resedge.calibration.schemes import SCHEMES
@@ -38,10 +39,9 @@ def pixel_graph(path: Path, chain: Sequence[str] = ("Cast", "Sub", "Mul", "Pad")
     nodes, given = [], "input"
     for op_type in chain:
         attributes = {"to": TensorProto.FLOAT} if op_type == "Cast" else {}
-        made = f"frames.{op_type.lower()}.out"
-        node = helper.make_node(
-            op_type, [given, *read[op_type]], [made], made.removesuffix(".out"), **attributes
-        )
+        name = f"frames.{op_type.lower()}"
+        made = f"{name}.out"
+        node = helper.make_node(op_type, [given, *read[op_type]], [made], name, **attributes)
         node.metadata_props.add(key="resedge.prepares", value="frames")
         nodes.append(node)
         given = made
@@ -80,6 +80,14 @@ def test_all_pixels_are_on_their_grid(scheme: str, zero_point: int) -> None:
     integers = np.arange(256) - 128 + zero_point
     ends = np.iinfo(SCHEMES[scheme].dtype)
     assert (integers.min(), integers.max()) == (ends.min, ends.max)
+
+
+def test_the_range_of_pixels_is_that_of_all_there_can_be(tmp_path: Path) -> None:
+    model, ranges = pixel_graph(tmp_path / "fp32.onnx")
+    found = with_range_of_pixels(ranges, model)
+    assert found.table == {"frames.pad.out": (-2.0, 127 / 64), "relu": (0.0, 30.0)}
+    plain = replace(model, meta={})
+    assert with_range_of_pixels(ranges, plain) is ranges
 
 
 @pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
