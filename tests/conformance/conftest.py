@@ -22,6 +22,7 @@ from resedge.export.fold import fold
 from resedge.export.frames import take_frames
 from resedge.export.half import write_half
 from resedge.export.onnxfile import write_onnx
+from resedge.export.pixels import fold_pixels
 from resedge.export.trace import trace
 from resedge.images import Frames, prepare
 from resedge.protocols import Float32Array, NoProgress
@@ -101,17 +102,23 @@ def expected_of_frames(frames: Frames) -> Float32Array:
     return logits
 
 
-@pytest.fixture(scope="session")
-def frame_sources(frames: Frames, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Artifact]:
-    """Graphs that take frames, by kind."""
+@pytest.fixture(scope="session", params=["by operators", "by the first convolution"])
+def frame_sources(
+    request: pytest.FixtureRequest, frames: Frames, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Artifact]:
+    """Graphs that take frames, by kind; in INT8 they are normalised in either way."""
     folder = tmp_path_factory.mktemp("frames")
     folded = fold(trace(_module(), (3, 16, 16)), prepare(frames[:8], PREPROCESSING)).graph
     plain = write_onnx(folded, (3, 16, 16), folder / "float.onnx")
     fp32 = take_frames(plain, PREPROCESSING, folder / "fp32.onnx")
-    histograms = collect(fp32, [frames], NoProgress(), 1)
-    ranges = minmax(histograms, graph_sha256=fp32.sha256, dataset_sha256="0" * 64, images=len(frames))
-    cpu = place(fp32, ranges, "cpu", folder / "int8.cpu.onnx", pair_safe=True)
-    placed = place(fp32, ranges, "tensorrt", folder / "placed.onnx")
+    model: Artifact | None = fp32
+    if request.param == "by the first convolution":
+        model = fold_pixels(fp32, PREPROCESSING, frames, folder / "pixels.onnx").graph
+    assert model is not None
+    histograms = collect(model, [frames], NoProgress(), 1)
+    ranges = minmax(histograms, graph_sha256=model.sha256, dataset_sha256="0" * 64, images=len(frames))
+    cpu = place(model, ranges, "cpu", folder / "int8.cpu.onnx", pair_safe=True)
+    placed = place(model, ranges, "tensorrt", folder / "placed.onnx")
     halves = write_half(fp32, folder / "fp16.onnx"), write_half(placed, folder / "int8.tensorrt.onnx")
     return {graph.kind: graph for graph in (fp32, cpu, *halves)}
 
