@@ -1,4 +1,4 @@
-"""Reading the golden images of a bundle, which a stranger may have written."""
+"""The golden images of a bundle: which they are, and reading them, which a stranger may have written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ import numpy as np
 from resedge.artifacts import Artifact
 from resedge.errors import InputRefused
 from resedge.gate import check_safetensors
-from resedge.protocols import Array, Float32Array
+from resedge.protocols import Array, Float32Array, Int64Array
+
+
+def surest(logits: Float32Array, count: int) -> Int64Array:
+    """Return which images are golden, about `count` of them: of each class that eager finds, the surest.
+
+    An engine that is the same model, at whatever precision, agrees with eager on all of them; the export
+    checks it of every engine that it builds.
+
+    Args:
+        logits: Eager's, (N, classes) float32.
+        count: Classes have the same number each, rounded up; where there are more classes, some have none.
+    """
+    best = np.sort(logits, axis=1)
+    margin, found = best[:, -1] - best[:, -2], logits.argmax(axis=1)
+    classes = logits.shape[1]
+    each = -(-count // classes)
+    by_margin = np.argsort(-margin, kind="stable")
+    chosen = np.concatenate([by_margin[found[by_margin] == label][:each] for label in range(classes)])
+    if classes > count:
+        chosen = chosen[np.argsort(-margin[chosen], kind="stable")][:count]
+    return np.sort(chosen)
 
 
 def read_golden(golden: Artifact) -> tuple[Array, Float32Array]:

@@ -21,6 +21,7 @@ from resedge.artifacts import (
     sha256_bytes,
     sha256_file,
 )
+from resedge.pipeline.golden import surest
 from resedge.pipeline.halving import try_in_half
 from resedge.pipeline.modelling import Loaded
 from resedge.pipeline.running import eager_runtime, evaluate, tracked
@@ -314,22 +315,10 @@ def eager_answers(site: Site, data: Data, built: Done[Reference]) -> Done[EagerA
 def _write_golden(
     folder: Path, data: Data, logits: Float32Array, parents: tuple[str, ...]
 ) -> tuple[Artifact, Artifact]:
-    """Write the golden images: of each class that eager finds, the tuning images it is surest of.
-
-    An engine that is the same model, at whatever precision, agrees with eager on all of them; the export
-    checks it of every engine that it builds.
-    """
+    """Write the golden images as engines take them, with eager's logits."""
     from safetensors.numpy import save
 
-    best = np.sort(logits, axis=1)
-    margin, found = best[:, -1] - best[:, -2], logits.argmax(axis=1)
-    classes = logits.shape[1]
-    each = -(-GOLDEN_IMAGES // classes)
-    by_margin = np.argsort(-margin, kind="stable")
-    surest = np.concatenate([by_margin[found[by_margin] == label][:each] for label in range(classes)])
-    if classes > GOLDEN_IMAGES:  # not every class can have one
-        surest = surest[np.argsort(-margin[surest], kind="stable")][:GOLDEN_IMAGES]
-    sure = np.sort(surest)
+    sure = surest(logits, GOLDEN_IMAGES)
     chosen = data.tuning.select(sure.tolist())
     tensors = {
         "input": chosen.all_inputs(data.outside),

@@ -118,8 +118,13 @@ def test_a_module_of_python_goes_in_as_it_is(data: Path, tmp_path: Path, empty_h
     assert not exported("notebook", data, tmp_path / "a.resedge", module).all_reused
 
 
-@pytest.mark.parametrize("given", ["float32", "uint8"])
-@pytest.mark.parametrize(("channels", "depth"), [("L", 1), ("BGR", 3), ("RGBA", 4)])
+@pytest.mark.parametrize(
+    ("channels", "depth", "given"),
+    [
+        *(("L", 1, "float32"), ("BGR", 3, "float32"), ("RGBA", 4, "float32")),
+        *(("L", 1, "uint8"), ("RGBA", 4, "uint8")),
+    ],
+)
 def test_models_of_other_channels_see_the_same_pictures(
     channels: Literal["L", "BGR", "RGBA"],
     depth: int,
