@@ -191,7 +191,7 @@ def one_frame_at_a_time(run: Runner, case: Case, *, outside: bool) -> Callable[[
 def compared(medians: Mapping[str, np.ndarray], arm: str) -> dict[str, object]:
     """Return an arm's median and the ratio of its time to that of the arm "graph", with the interval."""
     ratio = ratio_interval(np.log(medians[arm] / medians["graph"]), CONFIDENCE)
-    p50 = {"p50_ms": round(float(np.median(medians[arm])) / 1e6, 4)}
+    p50: dict[str, object] = {"p50_ms": round(float(np.median(medians[arm])) / 1e6, 4)}
     return p50 if arm == "graph" else {**p50, "over_graph": [round(end, 4) for end in ratio]}
 
 

@@ -58,5 +58,6 @@ def ordered(frames: Frames, channels: Channels) -> Frames:
         return frames[..., ::-1]
     if channels == "L":
         luma = (frames @ np.array(LUMA, np.uint32) + np.uint32(1 << 15)) >> np.uint32(16)
-        return luma.astype(np.uint8)[..., None]
+        grey: Frames = luma.astype(np.uint8)[..., None]
+        return grey
     return frames

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resedge.artifacts import Artifact, Ranges, TensorSpec, sha256_file
+from resedge.artifacts import Artifact, JsonValue, Ranges, TensorSpec, sha256_file
 from resedge.calibration.emulation import emulated
 from resedge.calibration.pixels import Pixels, pixels_of, with_range_of_pixels
 from resedge.calibration.placement import place
@@ -38,7 +39,7 @@ def pixel_graph(path: Path, chain: Sequence[str] = ("Cast", "Sub", "Mul", "Pad")
     read = {"Cast": [], "Sub": ["centre"], "Mul": ["step"], "Pad": ["pads", "filling"], "Floor": []}
     nodes, given = [], "input"
     for op_type in chain:
-        attributes = {"to": TensorProto.FLOAT} if op_type == "Cast" else {}
+        attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if op_type == "Cast" else {}
         name = f"frames.{op_type.lower()}"
         made = f"{name}.out"
         node = helper.make_node(op_type, [given, *read[op_type]], [made], name, **attributes)
@@ -62,7 +63,7 @@ def pixel_graph(path: Path, chain: Sequence[str] = ("Cast", "Sub", "Mul", "Pad")
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
     path.write_bytes(model.SerializeToString())
-    meta = {"pixels": {"tensor": given, "step": STEP}}
+    meta: dict[str, JsonValue] = {"pixels": {"tensor": given, "step": STEP}}
     inputs = (TensorSpec("input", ("batch", 6, 7, 3), "uint8"),)
     written = Artifact(path, sha256_file(path), "onnx/fp32", inputs, meta=meta)
     table = {given: (-0.5, 0.5), "relu": (0.0, 30.0)}  # the first is much too narrow, and must not matter
@@ -76,7 +77,8 @@ def operators(graph: Artifact) -> list[str]:
 @pytest.mark.parametrize(("scheme", "zero_point"), [("cpu", 128), ("tensorrt", 0)])
 def test_all_pixels_are_on_their_grid(scheme: str, zero_point: int) -> None:
     grid = Pixels("x", STEP).grid(SCHEMES[scheme])
-    assert (grid.scale, grid.zero_point) == (STEP, zero_point)
+    assert grid.scale == np.float32(STEP)
+    assert grid.zero_point == zero_point
     integers = np.arange(256) - 128 + zero_point
     ends = np.iinfo(SCHEMES[scheme].dtype)
     assert (integers.min(), integers.max()) == (ends.min, ends.max)

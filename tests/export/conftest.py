@@ -107,12 +107,14 @@ def _float_graph(
         else helper.make_node(op_type, [given], [made], op_type.lower())
         for op_type, given, made in zip(op_types, tensors[:-1], tensors[1:], strict=True)
     ]
-    ends = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
-        for name, shape in (("input", ["batch", *taken.input_shape]), ("logits", ["batch", None]))
-    ]
     stored = [numpy_helper.from_array(numbers, name) for name, numbers in constants.items()]
-    graph = helper.make_graph(nodes, "g", *ends, stored if "Conv" in op_types else [])
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *taken.input_shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", None])],
+        stored if "Conv" in op_types else [],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
     path.write_bytes(model.SerializeToString())
     inputs = (TensorSpec("input", ("batch", *taken.input_shape), "float32"),)
