@@ -19,7 +19,7 @@ PREPARES_KEY: Final = "resedge.prepares"  # of a node's metadata: it stands in f
 _KEY: Final = "pixels"  # of an artifact's meta
 _CENTRE: Final = 128
 _LARGEST: Final = 255
-_FLOAT_CHAIN: Final = ("Cast", "Sub", "Mul")  # from bytes to the tensor, and perhaps a Pad of channels
+_FLOAT_CHAIN: Final = ("Cast", "Transpose", "Sub", "Mul")  # from bytes to the tensor, but for a Pad
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,26 @@ def read_bytes(graph: ir.Graph, pixels: Pixels) -> None:
     pad = chain.pop() if chain and chain[-1].op_type == "Pad" else None
     if tuple(node.op_type for node in chain) != _FLOAT_CHAIN or chain[0].inputs[0] is not frames:
         return
-    source = frames if pad is None else _pad_bytes(graph, pad, frames, pixels)
-    ((dequantise, index),) = quantise.outputs[0].uses()
-    dequantise.replace_input_with(index, source)
-    for node in (quantise, *reversed(chain)):
+    cast, transpose, *arithmetic = chain
+    ((dequantise, _),) = quantise.outputs[0].uses()
+    transpose.replace_input_with(0, frames)
+    if pad is None:
+        _put_behind(graph, transpose, dequantise)
+    else:
+        transpose.outputs[0].type = frames.type
+        dequantise.replace_input_with(0, _pad_bytes(graph, pad, transpose.outputs[0], pixels))
+    for node in (quantise, *reversed(arithmetic), cast):
         _remove(graph, node)
 
 
 def reads_bytes(value: ir.Value | None) -> bool:
-    """Say whether a tensor holds a frame's bytes: the graph's input, with a channel added or as it is."""
+    """Say whether a tensor holds a frame's bytes: the graph's input, moved, or with a channel added."""
     import onnx_ir as ir
 
     producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "Pad":
+    while producer is not None and producer.op_type in ("Pad", "Transpose"):
         value = producer.inputs[0]
+        producer = value.producer() if value is not None else None
     return value is not None and value.is_graph_input() and value.dtype == ir.DataType.UINT8
 
 
@@ -94,7 +100,18 @@ def _chain_before(node: ir.Node) -> list[ir.Node]:
     return found
 
 
-def _pad_bytes(graph: ir.Graph, pad: ir.Node, frames: ir.Value, pixels: Pixels) -> ir.Value:
+def _put_behind(graph: ir.Graph, transpose: ir.Node, dequantise: ir.Node) -> None:
+    """Let a DQ read what a Transpose reads, and the Transpose the DQ: so runtimes move one byte a value."""
+    readers = tuple(dequantise.outputs[0].uses())
+    dequantise.replace_input_with(0, transpose.inputs[0])
+    transpose.replace_input_with(0, dequantise.outputs[0])
+    for reader, index in readers:
+        reader.replace_input_with(index, transpose.outputs[0])
+    graph.remove(transpose)
+    graph.insert_after(dequantise, transpose)
+
+
+def _pad_bytes(graph: ir.Graph, pad: ir.Node, bytes_: ir.Value, pixels: Pixels) -> ir.Value:
     """Pad bytes in the place of floats, with the byte that the filling is."""
     import onnx_ir as ir
 
@@ -108,7 +125,7 @@ def _pad_bytes(graph: ir.Graph, pad: ir.Node, frames: ir.Value, pixels: Pixels) 
         name=old.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(()), const_value=tensor
     )
     graph.register_initializer(filling)
-    pad.replace_input_with(0, frames)
+    pad.replace_input_with(0, bytes_)
     pad.replace_input_with(2, filling)
     pad.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
     return pad.outputs[0]

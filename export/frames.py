@@ -1,8 +1,9 @@
 """Frames as a camera gives them, taken by the graph itself: what prepares an image becomes its first nodes.
 
 They compute what `resedge.images.prepare` does, in float32: a Cast, which is all that TensorRT lets read
-bytes, the channels in the model's order or their luma, mean and standard deviation, and last the layout, so
-that a pair of Q and DQ in front of it moves one byte a value. All that is not zero or one already is there.
+bytes, the layout, the channels in the model's order or their luma, mean and standard deviation. All that is
+not zero or one already is there. The layout comes before the arithmetic: a constant for each of three numbers
+that lie side by side is slow, one for each plane is not.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from resedge.errors import GraphRefused
 from resedge.export.onnxfile import MODULE_KEY, serialise, unique
 from resedge.files import write_bytes
 from resedge.images.preparing import LUMA
+from resedge.protocols import Float32Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 PREPARES_KEY: Final = "resedge.prepares"  # of a node's metadata: it stands in front of the model
-CHANNELS_FIRST: Final = (0, 3, 1, 2)
 _FULL: Final = 255.0
 
 
@@ -112,31 +113,36 @@ class Chain:
         return value
 
 
-def append_cast(chain: Chain, channels: Channels) -> None:
-    """Append what makes bytes whole numbers in float32, grey where the model takes that."""
+def append_planes(chain: Chain, channels: Channels) -> None:
+    """Append what makes bytes whole numbers in float32, a plane a channel; grey where a model takes that."""
     import onnx_ir as ir
 
     chain.append("Cast", to=int(ir.DataType.FLOAT))
+    chain.append("Transpose", perm=[0, 3, 1, 2])
     if channels == "L":  # whole numbers below 2**24: float32 is exact in any order
-        chain.append("Mul", np.array(LUMA, np.float32))
-        chain.append("ReduceSum", np.array([3]), keepdims=1)
+        chain.append("Mul", by_channel(LUMA))
+        chain.append("ReduceSum", np.array([1]), keepdims=1)
         chain.append("Add", np.array(1 << 15, np.float32))
         chain.append("Mul", np.array(2.0**-16, np.float32))
         chain.append("Floor")
 
 
+def by_channel(numbers: npt.ArrayLike) -> Float32Array:
+    """Return a number for each channel in the shape that meets planes, (C, 1, 1) float32."""
+    return np.asarray(numbers, np.float32).reshape(-1, 1, 1)
+
+
 def _prepare(chain: Chain, preprocessing: Preprocessing) -> None:
     """Append what makes (N, H, W, 3 or 4) bytes the model's (N, C, H, W) numbers."""
-    append_cast(chain, preprocessing.channels)
+    append_planes(chain, preprocessing.channels)
     if preprocessing.channels == "BGR":
-        chain.append("Gather", np.array([2, 1, 0]), axis=3)
+        chain.append("Gather", np.array([2, 1, 0]), axis=1)
     subtracted = _FULL * np.array(preprocessing.mean)
     factors = 1 / (_FULL * np.array(preprocessing.std))
     if subtracted.any():
-        chain.append("Sub", subtracted.astype(np.float32))
+        chain.append("Sub", by_channel(subtracted))
     if (factors != 1).any():
-        chain.append("Mul", factors.astype(np.float32))
-    chain.append("Transpose", perm=list(CHANNELS_FIRST))
+        chain.append("Mul", by_channel(factors))
 
 
 def _demand_shape(images: ir.Value, preprocessing: Preprocessing, where: str) -> None:

@@ -22,33 +22,40 @@ from resedge.errors import GraphRefused
 from resedge.protocols import Array
 
 STEP = 2.0**-6
+PLAIN = ("Cast", "Transpose", "Sub", "Mul")
+PADDED = (*PLAIN, "Pad")
+WEIGHT = ("DequantizeLinear",)
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 6, 7, 3), np.uint8)
 FRAMES.flat[:2] = (0, 255)
 
 
-def pixel_graph(path: Path, chain: Sequence[str] = ("Cast", "Sub", "Mul", "Pad")) -> tuple[Artifact, Ranges]:
-    """Write input - chain - Transpose - Conv - Relu - GlobalAveragePool - Flatten, and ranges for it."""
+def pixel_graph(path: Path, chain: Sequence[str] = PADDED) -> tuple[Artifact, Ranges]:
+    """Write input - chain - Conv - Relu - GlobalAveragePool - Flatten, and ranges for it."""
     channels = 4 if "Pad" in chain else 3
     constants: dict[str, Array] = {
         "centre": np.array(128, np.float32),
         "step": np.array(STEP, np.float32),
-        "pads": np.array([0, 0, 0, 0, 0, 0, 0, 1]),
+        "pads": np.array([0, 0, 0, 0, 0, 1, 0, 0]),
         "filling": np.array(100 * STEP, np.float32),
         "w": np.random.default_rng(1).normal(size=(5, channels, 3, 3)).astype(np.float32),
     }
-    read = {"Cast": [], "Sub": ["centre"], "Mul": ["step"], "Pad": ["pads", "filling"], "Floor": []}
+    read = {"Sub": ["centre"], "Mul": ["step"], "Pad": ["pads", "filling"]}
+    settings: dict[str, dict[str, Any]] = {
+        "Cast": {"to": TensorProto.FLOAT},
+        "Transpose": {"perm": [0, 3, 1, 2]},
+    }
     nodes, given = [], "input"
     for op_type in chain:
-        attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if op_type == "Cast" else {}
         name = f"frames.{op_type.lower()}"
         made = f"{name}.out"
-        node = helper.make_node(op_type, [given, *read[op_type]], [made], name, **attributes)
+        node = helper.make_node(
+            op_type, [given, *read.get(op_type, [])], [made], name, **settings.get(op_type, {})
+        )
         node.metadata_props.add(key="resedge.prepares", value="frames")
         nodes.append(node)
         given = made
     nodes += [
-        helper.make_node("Transpose", [given], ["nchw"], "transpose", perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["nchw", "w"], ["conv"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", [given, "w"], ["conv"], "conv", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["conv"], ["relu"], "relu"),
         helper.make_node("GlobalAveragePool", ["relu"], ["pool"], "pool"),
         helper.make_node("Flatten", ["pool"], ["logits"], "flatten"),
@@ -93,7 +100,7 @@ def test_the_range_of_pixels_is_that_of_all_there_can_be(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
-@pytest.mark.parametrize("chain", [("Cast", "Sub", "Mul", "Pad"), ("Cast", "Sub", "Mul")], ids="-".join)
+@pytest.mark.parametrize("chain", [PADDED, PLAIN], ids="-".join)
 def test_quantising_pixels_rounds_nothing(scheme: str, chain: tuple[str, ...], tmp_path: Path) -> None:
     model, ranges = pixel_graph(tmp_path / "fp32.onnx", chain)
     placed = place(model, ranges, scheme, tmp_path / "int8.onnx")
@@ -105,40 +112,40 @@ def test_quantising_pixels_rounds_nothing(scheme: str, chain: tuple[str, ...], t
     assert np.abs(found - expected).max() < 30.0 / levels / 4
 
 
-@pytest.mark.parametrize("chain", [("Cast", "Sub", "Mul", "Pad"), ("Cast", "Sub", "Mul")], ids="-".join)
+@pytest.mark.parametrize("chain", [PADDED, PLAIN], ids="-".join)
 def test_on_a_cpu_bytes_are_read_and_no_float_is_made_of_them(chain: tuple[str, ...], tmp_path: Path) -> None:
     model, ranges = pixel_graph(tmp_path / "fp32.onnx", chain)
     cpu, nvidia = (place(model, ranges, scheme, tmp_path / scheme) for scheme in ("cpu", "tensorrt"))
-    pad = ["Pad"] if "Pad" in chain else []
-    assert operators(cpu)[: 2 + len(pad)] == [*pad, "DequantizeLinear", "Transpose"]
-    assert operators(nvidia)[: 6 + len(pad)] == [
-        *("Cast", "Sub", "Mul", *pad, "QuantizeLinear", "DequantizeLinear", "Transpose")
-    ]
+    by_bytes = (
+        ["Transpose", "Pad", "DequantizeLinear"] if "Pad" in chain else ["DequantizeLinear", "Transpose"]
+    )
+    assert operators(cpu)[: len(by_bytes)] == by_bytes
+    assert operators(nvidia)[: len(chain) + 2] == [*chain, "QuantizeLinear", "DequantizeLinear"]
     graph = onnx.load(cpu.path).graph
     assert not {"centre", "step"} & {constant.name for constant in graph.initializer}
-    if pad:
+    if "Pad" in chain:
         (filling,) = (c for c in graph.initializer if c.name == "filling")
         assert numpy_helper.to_array(filling) == np.uint8(228)
 
 
 def test_what_is_computed_from_frames_is_quantised_as_any_tensor(tmp_path: Path) -> None:
-    model, ranges = pixel_graph(tmp_path / "fp32.onnx", ("Cast", "Floor", "Sub", "Mul"))
+    model, ranges = pixel_graph(tmp_path / "fp32.onnx", ("Cast", "Transpose", "Floor", "Sub", "Mul"))
     placed = place(model, ranges, "cpu", tmp_path / "int8.onnx")
-    assert operators(placed)[:5] == ["Cast", "Floor", "Sub", "Mul", "QuantizeLinear"]
+    assert operators(placed)[:5] == ["Cast", "Transpose", "Floor", "Sub", "Mul"]
 
 
 def test_a_first_convolution_that_stays_float_reads_floats(tmp_path: Path) -> None:
     model, ranges = pixel_graph(tmp_path / "fp32.onnx")
     placed = place(model, ranges, "cpu", tmp_path / "int8.onnx", kept=frozenset({"conv"}))
-    assert operators(placed)[:6] == ["Cast", "Sub", "Mul", "Pad", "Transpose", "Conv"]
+    assert operators(placed)[:6] == [*PADDED, "Conv"]
 
 
 def test_what_is_no_frame_is_no_integer_either(tmp_path: Path) -> None:
     model, ranges = pixel_graph(tmp_path / "fp32.onnx")
     broken = onnx.load(place(model, ranges, "cpu", tmp_path / "int8.onnx").path)
-    pad = broken.graph.node[0]
+    transpose = broken.graph.node[0]
     negated = helper.make_node("Max", ["input", "input"], ["other"], "max")
-    pad.input[0] = "other"
+    transpose.input[0] = "other"
     broken.graph.node.insert(0, negated)
     with pytest.raises(GraphRefused, match="reads what no QuantizeLinear wrote"):
         check_qdq(broken.SerializeToString(), "cpu")

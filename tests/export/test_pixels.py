@@ -62,6 +62,9 @@ def test_folded_and_unfolded_agree_to_the_border(
     model = take_frames(plain, taken, tmp_path / "frames.onnx")
     frames = frames_for(taken)
     folded = fold_pixels(model, taken, frames, tmp_path / "pixels.onnx")
+    if taken.channels == "RGBA" and "pads" in CONVOLUTIONS[convolution]:
+        assert (folded.graph, folded.reason) == (None, "its padding would take a channel beside 4")
+        return
     assert folded.graph is not None
     assert folded.residual < 1e-12
     assert (folded.graph.kind, folded.graph.inputs) == (model.kind, model.inputs)
