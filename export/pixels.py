@@ -7,8 +7,8 @@ with m and s of each channel. x lies on one grid of 8 bits, int8 with zero point
 point 128, so that quantising it rounds nothing. Padding is zero after normalisation, which is a pixel of the
 mean, and not of 128: t must count within the image alone. Without padding it is a constant and goes to the
 bias. With padding x gets one more channel, the same number everywhere within the image, of which t are the
-weights; what a convolution pads it with is zero, there as everywhere. 64 is a power of two, so it is exact, and
-leaves the weights and their scales about as large as they were.
+weights; what a convolution pads it with is zero, there as everywhere. 64 is a power of two, so it is exact,
+and leaves the weights and their scales about as large as they were.
 
 Where one more channel is needed, it is taken beside three: kernels for integers read channels in fours, and
 `benchmarks/peers/frames.py` has measured that it costs no more than what it saves. A fifth is not.
