@@ -204,6 +204,7 @@ def test_frames_go_all_the_way(data: Path, tmp_path: Path, empty_home: Path) -> 
     assert {graph.inputs for graph in graphs} == {(spec,)}
     given, logits = read_golden(bundle.file("golden/golden.safetensors"))
     assert given.dtype == np.uint8
+    assert "pixels" in bundle.file("onnx/int8.cpu.onnx").meta
     frames = given.astype(np.uint8)
     assert frames.shape[1:] == (10, 14, 3)
     with resedge.open(out, "openvino:fp32") as session:
