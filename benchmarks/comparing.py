@@ -279,6 +279,8 @@ def _warnings(before: BenchDocument, now: BenchDocument) -> Iterator[str]:
         yield f"another number of compute threads ({threads}): the speeds are not of the same task"
     if versions := _versions(then, here):
         yield f"other versions ({versions}): eager itself may have become faster or slower"
+    if given := _differing_within(then, here, "given"):
+        yield f"other inputs ({given}): one run's times hold the preparation of images, the other's do not"
     if "weights" in then and "weights" in here and then["weights"] != here["weights"]:
         yield "other weights: eager itself is another network"
     if before.budget and now.budget and before.budget != now.budget:
@@ -296,11 +298,16 @@ def _warnings(before: BenchDocument, now: BenchDocument) -> Iterator[str]:
 
 
 def _versions(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]) -> str:
-    old, new = (found.get("libraries") for found in (before, now))
-    found = [_differing(before, now, ("python",))]
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found.insert(0, _differing(old, new, tuple(new)))
+    found = [_differing_within(before, now, "libraries"), _differing(before, now, ("python",))]
     return "; ".join(filter(None, found))
+
+
+def _differing_within(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue], key: str) -> str:
+    """Return what differs between two mappings of that key, "" where either run has none."""
+    old, new = before.get(key), now.get(key)
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return ""
+    return _differing(old, new, tuple(new))
 
 
 def _differing(before: Mapping[str, JsonValue], now: Mapping[str, JsonValue], keys: tuple[str, ...]) -> str:

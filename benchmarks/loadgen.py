@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from resedge.errors import MachineFailure, RuntimeUnavailable
-from resedge.protocols import Float32Array
+from resedge.protocols import Array, Float32Array
 
 Scenario = Literal["single stream", "offline"]
 
@@ -61,8 +61,8 @@ class LoadResult:
 
 
 def drive(
-    run: Callable[[Float32Array], Float32Array],
-    images: Float32Array,
+    run: Callable[[Array], Float32Array],
+    images: Array,
     scenario: Scenario,
     seconds: float,
     batch: int,
@@ -70,8 +70,8 @@ def drive(
     """Have LoadGen ask an engine, one image a query or all at once.
 
     Args:
-        run: The engine, from (n, C, H, W) float32 to logits.
-        images: (N, C, H, W) float32, prepared; LoadGen draws among them.
+        run: The engine, from (n, …) to logits.
+        images: What it takes, (N, …); LoadGen draws among them.
         scenario: "single stream": the next query follows the answer; "offline": one query of all samples.
         seconds: The least duration of the run, above 0.
         batch: How many images the engine is given at once, offline.
@@ -151,8 +151,8 @@ class _Answering:
     def __init__(
         self,
         lg: Any,  # noqa: ANN401 - a module
-        run: Callable[[Float32Array], Float32Array],
-        images: Float32Array,
+        run: Callable[[Array], Float32Array],
+        images: Array,
         batch: int,
     ) -> None:
         self._lg = lg

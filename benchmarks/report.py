@@ -79,15 +79,20 @@ def baseline(reference: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def circumstances(conditions: JsonValue) -> str:
-    """Return one line on what was measured under: threads, processor, versions, what computes in what."""
+    """Return one line on what was measured under: threads, processor, versions, what computes in what.
+
+    Where sides are handed different things it says what.
+    """
     if not isinstance(conditions, Mapping):
         return ""
-    libraries, computed = conditions.get("libraries"), conditions.get("computed")
+    libraries, computed, given = (conditions.get(key) for key in ("libraries", "computed", "given"))
     parts = [f"{conditions.get('threads')} threads, {conditions.get('cpu')}"]
     if isinstance(libraries, Mapping):
         parts.append(", ".join(f"{name} {version}" for name, version in libraries.items()))
     if isinstance(computed, Mapping):
         parts += [f"{engine}: {words}" for engine, words in computed.items()]
+    if isinstance(given, Mapping) and len(set(map(str, given.values()))) > 1:
+        parts += [f"{side} is given {words}" for side, words in given.items()]
     return "; ".join(parts)
 
 

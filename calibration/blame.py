@@ -15,6 +15,7 @@ import numpy as np
 
 from resedge.artifacts import Artifact
 from resedge.calibration.graph import is_constant, label, name_of, read_graph
+from resedge.calibration.pixels import PREPARES_KEY
 from resedge.calibration.schemes import RESHAPING_OPS, is_weighted
 from resedge.calibration.walk import Tensor, Walk, decibels
 from resedge.calibration.watchpoints import IntegerGrid, Watchpoint, integers_read, weighted_readers
@@ -91,14 +92,14 @@ class LayerComparison:
         self._twins = dict(self._nodes_in_both())
         self._threads = threads
         self._grids = {point.name: point.grid for point in seen}
-        self._given = {node: tuple(self._names_given(node, twin)) for node, twin in self._twins.items()}
+        self._given = {node: self._names_given(node) for node in self._graph}
         self._rows = dict(self._visible(seen))
 
-    def add(self, images: Float32Array, watched: Mapping[str, Array], logits: Float32Array) -> Float32Array:
+    def add(self, images: Array, watched: Mapping[str, Array], logits: Float32Array) -> Float32Array:
         """Compare one batch.
 
         Args:
-            images: (N, C, H, W) float32.
+            images: What the graphs take, (N, …).
             watched: What the engine's tensors held on them, by their names in it.
             logits: The engine's, (N, classes) float32.
 
@@ -134,18 +135,26 @@ class LayerComparison:
         return tuple(found)
 
     def _nodes_in_both(self) -> Iterator[tuple[ir.Node, ir.Node]]:
-        """Yield each node and the one of its name in the engine's graph."""
+        """Yield each node and the one of its name in the engine's graph.
+
+        What prepares frames may have none: an engine whose pixels are integers reads their bytes.
+        """
         in_engine = {node.name: node for node in self._engine}
         for node in self._graph:
-            if node.name not in in_engine:
+            if node.name in in_engine:
+                yield node, in_engine[node.name]
+            elif PREPARES_KEY not in node.metadata_props:
                 raise GraphRefused("is not in the graph that the engine was built from.", where=label(node))
-            yield node, in_engine[node.name]
 
-    def _names_given(self, node: ir.Node, twin: ir.Node) -> Iterator[str | None]:
-        """Yield for each input of a node the tensor that it gets in the engine, None if that is not seen."""
-        for value, in_engine in zip(node.inputs, twin.inputs, strict=True):
+    def _names_given(self, node: ir.Node) -> tuple[str | None, ...]:
+        """Return for each input of a node the tensor that it gets in the engine, None if that is not seen."""
+        if node not in self._twins:
+            return (None,) * len(node.inputs)
+        found = []
+        for value, in_engine in zip(node.inputs, self._twins[node].inputs, strict=True):
             names = (name_of(integers_read(in_engine) or in_engine), name_of(value))
-            yield next((name for name in names if name in self._grids), None)
+            found.append(next((name for name in names if name in self._grids), None))
+        return tuple(found)
 
     def _visible(self, seen: Sequence[Watchpoint]) -> Iterator[tuple[ir.Value, _Row]]:
         """Yield the tensors that are seen, and the logits; of two forms of one the integers count."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from resedge.artifacts import Artifact
 from resedge.calibration.graph import is_constant, name_of, read_graph, write_graph
 from resedge.errors import GraphRefused
-from resedge.protocols import Float32Array
+from resedge.protocols import Array, Float32Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def emulated(
     graph: Artifact, threads: int, *, weights: Artifact | None = None
-) -> Callable[[Float32Array], Float32Array]:
+) -> Callable[[Array], Float32Array]:
     """Open a Q/DQ graph in ONNX Runtime for what its numbers do to the answers, whatever the runtime.
 
     Fused kernels would saturate on a CPU without VNNI where a GPU does not, and with FP16 scales they are
@@ -29,7 +29,7 @@ def emulated(
             the effect of the activations' ranges alone.
 
     Returns:
-        From (N, C, H, W) float32 to logits, (N, classes) float32.
+        From what the graph takes, (N, …), to logits, (N, classes) float32.
     """
     import onnxruntime as ort  # type: ignore[import-untyped]
 
@@ -41,7 +41,7 @@ def emulated(
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     name = graph.inputs[0].name
 
-    def run(batch: Float32Array) -> Float32Array:
+    def run(batch: Array) -> Float32Array:
         logits: Float32Array = session.run(None, {name: batch})[0]
         return logits
 

@@ -22,7 +22,7 @@ from resedge.artifacts import Artifact, sha256_bytes
 from resedge.calibration.graph import is_constant, name_of, read_graph, write_graph
 from resedge.calibration.schemes import is_weighted, weight_axis
 from resedge.files import write_bytes
-from resedge.protocols import Float32Array
+from resedge.protocols import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,12 +49,12 @@ class _Group:
     readers: tuple[ir.Node, ...]
 
 
-def equalise(model: Artifact, images: Float32Array, out: Path) -> Artifact | None:
+def equalise(model: Artifact, images: Array, out: Path) -> Artifact | None:
     """Write an FP32 graph of the same function whose channels are of more equal size.
 
     Args:
         model: FP32 ONNX, BatchNorm folded.
-        images: (N, C, H, W) float32, a few of the calibration images. They run one at a time.
+        images: What the graph takes of a few of the calibration images, (N, …). They run one at a time.
         out: The file to write.
 
     Returns:
@@ -232,7 +232,7 @@ def _replace(node: ir.Node, index: int, numbers: _Float64) -> None:
 # --- running -------------------------------------------------------------------------------------
 
 
-def _largest_by_channel(model: Artifact, names: Iterable[str], images: Float32Array) -> dict[str, _Float64]:
+def _largest_by_channel(model: Artifact, names: Iterable[str], images: Array) -> dict[str, _Float64]:
     """Return the largest magnitude of each channel of the tensors, over the images, (channels,)."""
     parsed = read_graph(model.read(), str(model.path))
     wanted = sorted(set(names))
@@ -247,7 +247,7 @@ def _largest_by_channel(model: Artifact, names: Iterable[str], images: Float32Ar
     return found
 
 
-def _computes_the_same(model: Artifact, equalised: bytes, images: Float32Array) -> bool:
+def _computes_the_same(model: Artifact, equalised: bytes, images: Array) -> bool:
     name = model.outputs[0].name
     before, after = (
         np.concatenate([run(image[None], [name])[0] for image in images])

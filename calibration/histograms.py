@@ -21,7 +21,7 @@ from resedge.artifacts import Artifact
 from resedge.calibration.graph import label, name_of, read_graph, write_graph
 from resedge.calibration.schemes import SCHEMES, activation_sites
 from resedge.errors import GraphRefused, InputRefused
-from resedge.protocols import Float32Array, Int64Array, Progress
+from resedge.protocols import Array, Float32Array, Int64Array, Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,7 +60,7 @@ class Instrument:
     neither. The graph runs unoptimised, so that every tensor is computed as the file says.
 
     Args:
-        model: FP32 ONNX with the input (batch, C, H, W).
+        model: FP32 ONNX with the input (batch, C, H, W), or one that takes frames.
         threads: How many images run at once.
 
     Raises:
@@ -72,11 +72,11 @@ class Instrument:
         self._threads = threads
         self._names, self._session = _open_instrumented(model)
 
-    def collect(self, batches: Iterable[Float32Array], progress: Progress) -> Histograms:
+    def collect(self, batches: Iterable[Array], progress: Progress) -> Histograms:
         """Run the graph over images in float32 and count what its tensors hold.
 
         Args:
-            batches: (N, C, H, W) float32 each, any N; read once, as they are needed.
+            batches: What the graph takes, (N, C, H, W) float32 or frames, any N; read once, as needed.
             progress: Advanced by one an image; the caller, who knows how many there are, starts and
                 finishes it.
 
@@ -94,7 +94,7 @@ class Instrument:
         return table
 
 
-def collect(model: Artifact, batches: Iterable[Float32Array], progress: Progress, threads: int) -> Histograms:
+def collect(model: Artifact, batches: Iterable[Array], progress: Progress, threads: int) -> Histograms:
     """Open an FP32 graph and run it over images once, see `Instrument`."""
     return Instrument(model, threads).collect(batches, progress)
 
@@ -146,21 +146,23 @@ def _widened(histogram: Histogram, exponent: int) -> Int64Array:
     return counts
 
 
-def _single_images(model: Artifact, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
-    shape = model.inputs[0].shape[1:]
+def _single_images(model: Artifact, batches: Iterable[Array]) -> Iterator[Array]:
+    (spec,) = model.inputs
+    shape = spec.shape[1:]
     for batch in batches:
-        if batch.dtype != np.float32 or batch.shape[1:] != shape:
+        if batch.dtype != spec.dtype or batch.shape[1:] != shape:
             raise InputRefused(
-                f"calibration images are {batch.dtype} {batch.shape[1:]}, the model takes float32 {shape}.",
-                where=model.inputs[0].name,
+                f"calibration images are {batch.dtype} {batch.shape[1:]}, "
+                f"the model takes {spec.dtype} {shape}.",
+                where=spec.name,
             )
         for image in batch:
             yield np.ascontiguousarray(image[None])
 
 
 def _in_parallel(
-    observe: Callable[[Float32Array], dict[str, Histogram]],
-    images: Iterator[Float32Array],
+    observe: Callable[[Array], dict[str, Histogram]],
+    images: Iterator[Array],
     threads: int,
 ) -> Iterator[dict[str, Histogram]]:
     """Yield `observe` of each image, in order; few are in flight, so memory stays small."""
@@ -178,7 +180,7 @@ def _in_parallel(
 
 
 def _observe(
-    session: ort.InferenceSession, input_name: str, names: tuple[str, ...], image: Float32Array
+    session: ort.InferenceSession, input_name: str, names: tuple[str, ...], image: Array
 ) -> dict[str, Histogram]:
     computed = [name for name in names if name != input_name]
     tensors = dict(zip(computed, session.run(computed, {input_name: image}), strict=True))

@@ -26,7 +26,7 @@ from resedge.calibration.schemes import is_weighted, weight_axis
 from resedge.calibration.walk import Tensor, Walk, signal_to_noise
 from resedge.errors import GraphRefused
 from resedge.files import write_bytes
-from resedge.protocols import Float32Array, Progress
+from resedge.protocols import Array, Float32Array, Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,7 +64,7 @@ def images_for(model: Artifact) -> int:
 def adjust(
     model: Artifact,
     quantised: Artifact,
-    images: Float32Array,
+    images: Array,
     *,
     rounding: bool,
     pair_safe: bool,
@@ -76,7 +76,7 @@ def adjust(
     Args:
         model: The FP32 graph.
         quantised: Made from it by `resedge.calibration.placement.place`.
-        images: (N, C, H, W) float32, of the calibration images; see `images_for`.
+        images: What the graphs take of calibration images, (N, …); see `images_for`.
         rounding: Whether weights are rounded anew, too.
         pair_safe: As `quantised` was placed.
         threads: Of ONNX Runtime.

@@ -2,7 +2,8 @@
 
 Tensor X of the FP32 graph gives `X.quantized` and `X.dequantized`, with initialisers `X.scale` and
 `X.zero_point`; nodes bear the name of their output. All readers of one tensor share its pair. A
-weight is stored as int8 and has a DequantizeLinear alone.
+weight is stored as int8 and has a DequantizeLinear alone. Pixels have a grid of their own, on which
+all of them are, whatever range was calibrated.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from resedge.artifacts import Artifact, Ranges, encode, sha256_bytes, sha256_json
 from resedge.calibration.graph import is_constant, label, name_of, read_graph, write_graph
-from resedge.calibration.grids import activation_grid, quantise_weight
+from resedge.calibration.grids import Grid, activation_grid, quantise_weight
+from resedge.calibration.pixels import Pixels, pixels_of, read_bytes
 from resedge.calibration.rules import KEPT_KEY, check_qdq
 from resedge.calibration.schemes import (
     Scheme,
@@ -71,8 +73,11 @@ def place(
     quantised = read_graph(model.read(), str(model.path))
     _refuse_quantised(quantised.graph)
     _refuse_unknown(quantised.graph, kept)
-    _quantise_activations(quantised.graph, ranges, chosen, kept, wide)
+    pixels = pixels_of(model)
+    _quantise_activations(quantised.graph, ranges, chosen, kept, wide, pixels)
     _quantise_weights(quantised.graph, chosen, pair_safe, kept, wide)
+    if pixels and chosen.dtype == "uint8":
+        read_bytes(quantised.graph, pixels)
     if kept:
         quantised.metadata_props[KEPT_KEY] = json.dumps(sorted(kept))
     data = write_graph(quantised)
@@ -85,7 +90,10 @@ def place(
         inputs=model.inputs,
         outputs=model.outputs,
         parents=(model.sha256, sha256_json(encode(ranges))),
-        meta={"scheme": scheme, "method": ranges.method, "pair_safe": pair_safe, "kept": sorted(kept)},
+        meta={
+            **{"scheme": scheme, "method": ranges.method, "pair_safe": pair_safe, "kept": sorted(kept)},
+            **({"pixels": encode(pixels)} if pixels else {}),
+        },
     )
 
 
@@ -113,7 +121,12 @@ def _refuse_quantised(graph: ir.Graph) -> None:
 
 
 def _quantise_activations(
-    graph: ir.Graph, ranges: Ranges, scheme: Scheme, kept: AbstractSet[str], wide: AbstractSet[str]
+    graph: ir.Graph,
+    ranges: Ranges,
+    scheme: Scheme,
+    kept: AbstractSet[str],
+    wide: AbstractSet[str],
+    pixels: Pixels | None,
 ) -> None:
     pairs: dict[ir.Value, ir.Value] = {}
     sites = tuple(activation_sites(graph, scheme, kept))  # before the graph changes
@@ -121,14 +134,17 @@ def _quantise_activations(
     for site in sites:
         if site.value not in pairs:
             theirs = scheme if narrow.intersection(site.origins) else _in_float(scheme)
-            pairs[site.value] = _insert_pair(graph, site, ranges, theirs)
+            if pixels and name_of(site.value) == pixels.tensor:
+                grid = pixels.grid(theirs)
+            else:
+                grid = activation_grid(*_range_of(site, ranges), theirs)
+            pairs[site.value] = _insert_pair(graph, site, grid, theirs)
         site.node.replace_input_with(site.index, pairs[site.value])
 
 
-def _insert_pair(graph: ir.Graph, site: Site, ranges: Ranges, scheme: Scheme) -> ir.Value:
+def _insert_pair(graph: ir.Graph, site: Site, grid: Grid, scheme: Scheme) -> ir.Value:
     """Put Q and DQ behind a tensor's producer, and return what DQ gives."""
     value, name = site.value, name_of(site.value)
-    grid = activation_grid(*_range_of(site, ranges), scheme)
     scale = _initialiser(graph, f"{name}.scale", np.asarray(grid.scale))
     zero_point = _initialiser(graph, f"{name}.zero_point", np.asarray(grid.zero_point, dtype=scheme.dtype))
     quantise = _node("QuantizeLinear", [value, scale, zero_point], f"{name}.quantized")

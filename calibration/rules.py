@@ -17,6 +17,7 @@ import numpy.typing as npt
 from resedge.artifacts import Artifact, parse_json
 from resedge.calibration.graph import is_constant, label, name_of, read_graph
 from resedge.calibration.grids import SMALLEST_HALF_SCALE
+from resedge.calibration.pixels import reads_bytes
 from resedge.calibration.schemes import (
     RESHAPING_OPS,
     Scheme,
@@ -88,7 +89,7 @@ def _check_operators(graph: ir.Graph) -> None:
 
 
 def _check_pairs(graph: ir.Graph) -> None:
-    """One pair a tensor; a Q is read by DQ alone, a DQ reads a Q or stored integers."""
+    """One pair a tensor; a Q is read by DQ alone, a DQ reads a Q, stored integers, or a frame's bytes."""
     quantised = set()
     for node in graph:
         if node.op_type == "QuantizeLinear":
@@ -109,7 +110,7 @@ def _check_source(dequantise: ir.Node) -> None:
     source = dequantise.inputs[0]
     producer = source.producer() if source is not None else None
     if producer is None or producer.op_type != "QuantizeLinear":
-        if not is_constant(source):
+        if not is_constant(source) and not reads_bytes(source):
             raise GraphRefused("reads what no QuantizeLinear wrote.", where=label(dequantise))
         return
     for index in (1, 2):
@@ -238,17 +239,19 @@ def _check_shared_grids(sites: tuple[Site, ...], found: Mapping[tuple[ir.Node, i
 
 
 def _remove_pairs(graph: ir.Graph) -> dict[tuple[ir.Node, int], ir.Node]:
-    """Return the QuantizeLinear of each input that read a pair."""
+    """Return what holds the grid of each input that read a pair: Q, or where bytes are read DQ."""
     found = {}
     for node in tuple(graph):
         if node.op_type != "DequantizeLinear" or is_constant(node.inputs[0]):
             continue
-        assert node.inputs[0] is not None
-        quantise = node.inputs[0].producer()
-        assert quantise is not None  # `_check_pairs` has seen it
+        source = node.inputs[0]
+        assert source is not None
+        producer, holder = source.producer(), node
+        if producer is not None and producer.op_type == "QuantizeLinear":
+            holder, source = producer, producer.inputs[0]
         for reader, index in tuple(node.outputs[0].uses()):
-            found[reader, index] = quantise
-            reader.replace_input_with(index, quantise.inputs[0])
+            found[reader, index] = holder
+            reader.replace_input_with(index, source)
     return found
 
 

@@ -243,6 +243,8 @@ def _before_casts(value: ir.Value) -> ir.Value:
     while producer is not None and producer.op_type == "Cast":
         source = producer.inputs[0]
         assert source is not None  # of a Cast
+        if source.dtype is not None and source.dtype.is_integer():  # a frame's bytes are on no grid
+            break
         value, producer = source, source.producer()
     return value
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from resedge.calibration.graph import label, run_node
 from resedge.errors import GraphRefused
-from resedge.protocols import Float32Array
+from resedge.protocols import Array, Float32Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,7 +47,7 @@ def _energy(expected: Float32Array, given: Float32Array | None = None) -> float:
 class Walk:
     """A graph computed node by node over a set of images; a tensor is held until its last reader."""
 
-    def __init__(self, graph: ir.Graph, images: Float32Array, threads: int) -> None:
+    def __init__(self, graph: ir.Graph, images: Array, threads: int) -> None:
         self.nodes = tuple(graph)
         self._threads = threads
         self._left = Counter(value for node in graph for value in node.inputs if value is not None)

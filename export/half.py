@@ -1,9 +1,10 @@
-"""FP16 written into the graph: half tensors inside, float32 at both ends, nothing left to a builder's flag.
+"""FP16 written into the graph: half tensors inside, the ends as they were, nothing left to a builder's flag.
 
-The input is cast once, the logits are cast back, and every constant that takes part in the arithmetic is
+The image is cast once, the logits are cast back, and every constant that takes part in the arithmetic is
 half. A Q/DQ graph keeps its int8 weights; its scales become half, which opset 19 is the first to allow.
 BatchNormalization keeps float32 parameters, which its definition allows beside a half input: a running
-variance may lie outside what half can hold.
+variance may lie outside what half can hold. What prepares frames stays float32: 255 times a mean has more
+digits than half.
 
 A node whose numbers half cannot hold stays *wide*: float32 throughout, with a Cast where it meets half.
 Runtimes fuse a DequantizeLinear with the node that reads it, so a Q/DQ pair has the precision of its
@@ -21,6 +22,7 @@ import numpy as np
 
 from resedge.artifacts import Artifact, sha256_bytes
 from resedge.errors import GraphRefused, UsageError
+from resedge.export.frames import prepares
 from resedge.export.halfrange import LARGEST, RESHAPING, SMALLEST_NORMAL, magnitude, stays_float
 from resedge.export.onnxfile import MODULE_KEY, OPSET, serialise
 from resedge.files import write_bytes
@@ -32,13 +34,14 @@ if TYPE_CHECKING:
 WIDE_KEY: Final = "resedge.wide"  # of a model's metadata: the JSON list of the nodes that stay float32
 _SCALED = {"QuantizeLinear", "DequantizeLinear"}
 _OF_ANY_TYPE = {"Shape", "Size"}
+_TYPED = {"Cast", "Constant", "ConstantOfShape", "If", "Loop", "Scan"}
 
 
 def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset()) -> Artifact:
     """Write the strongly typed FP16 form of a float32 ONNX graph, plain or with Q/DQ nodes.
 
     Args:
-        model: An opset 19 graph whose floating-point tensors are float32.
+        model: An opset 19 graph whose floating-point tensors are float32; it may take frames of bytes.
         out: The file to write.
         wide: Names of nodes that stay float32. A Flatten or its like has the precision of what reads it,
             since nothing may stand between a pair and what is behind the Flatten; one that both precisions
@@ -46,7 +49,7 @@ def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset())
 
     Returns:
         Kind "onnx/fp16" for "onnx/fp32", any other kind (a Q/DQ scheme's) kept; the same inputs and
-        outputs, in float32. `meta["underflowed"]` counts the weights that are
+        outputs. `meta["underflowed"]` counts the weights that are
         not zero in float32 and zero in half, `meta["wide"]` lists the nodes that stay float32.
 
     Raises:
@@ -64,7 +67,7 @@ def write_half(model: Artifact, out: Path, wide: AbstractSet[str] = frozenset())
     _check_form(halved, model)
     _check_names(halved.graph, wide)
     _drop_constant_casts(halved.graph)
-    kept = _settle(halved.graph, wide)
+    kept = _settle(halved.graph, wide | {str(node.name) for node in halved.graph if prepares(node)})
     underflowed = _halve_constants(halved.graph, kept)
     for node in halved.graph:
         for value in node.outputs:
@@ -95,13 +98,15 @@ def _check_form(model: ir.Model, artifact: Artifact) -> None:
     if model.opset_imports.get("") != OPSET:
         raise GraphRefused(f"has opset {model.opset_imports.get('')}, needed is {OPSET}.", where=where)
     ends = (*graph.inputs, *graph.outputs)
-    if len(ends) != 2 or any(value.dtype != ir.DataType.FLOAT for value in ends):
-        raise GraphRefused("needed is one float32 input and one float32 output.", where=where)
+    given = (ir.DataType.FLOAT, ir.DataType.UINT8)
+    if len(ends) != 2 or ends[0].dtype not in given or ends[1].dtype != ir.DataType.FLOAT:
+        raise GraphRefused("needed is one float32 or uint8 input and one float32 output.", where=where)
     for node in graph:
         # These carry a type of their own, in an attribute or a subgraph.
-        if node.op_type in ("Cast", "Constant", "ConstantOfShape", "If", "Loop", "Scan") or (
+        typed = node.op_type in _TYPED or (
             node.op_type == "CastLike" and not _is_stored_float(node.inputs[0])
-        ):
+        )
+        if typed and not prepares(node):
             raise GraphRefused(f"a {node.op_type} has no FP16 form here.", where=node.name or where)
     for value in graph.initializers.values():
         if value.dtype in (ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):

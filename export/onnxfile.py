@@ -242,7 +242,7 @@ def _rename(graph: ir.Graph) -> None:
     paths = [_module_path(node) for node in graph]
     taken: set[str] = set()
     for node, path in zip(graph, paths, strict=True):
-        node.name = _unique(_node_name(node, path, paths, graph), taken)
+        node.name = unique(_node_name(node, path, paths, graph), taken)
         node.doc_string = None
         node.metadata_props.clear()
         node.metadata_props[MODULE_KEY] = path
@@ -290,14 +290,15 @@ def _node_name(node: ir.Node, path: str, paths: list[str], graph: ir.Graph) -> s
     return f"{path}.{node.op_type.lower()}".lstrip(".")
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def unique(name: str, taken: set[str]) -> str:
+    """Return a name that is not among those taken, with "@1" or the like behind it if need be; take it."""
     repeats = 0
-    unique = name
-    while unique in taken:
+    found = name
+    while found in taken:
         repeats += 1
-        unique = f"{name}@{repeats}"
-    taken.add(unique)
-    return unique
+        found = f"{name}@{repeats}"
+    taken.add(found)
+    return found
 
 
 def _role(node: ir.Node, index: int) -> str:

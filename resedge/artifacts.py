@@ -62,6 +62,7 @@ class TensorSpec:
 
 
 Channels = Literal["RGB", "BGR", "L", "RGBA"]
+InputType = Literal["float32", "uint8"]  # images that are prepared, or frames
 
 
 @dataclasses.dataclass(frozen=True)

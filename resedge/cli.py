@@ -14,7 +14,7 @@ from resedge import __version__, cli_shipping
 from resedge.errors import MachineFailure, ResedgeError, UsageError
 
 if TYPE_CHECKING:
-    from resedge.artifacts import Channels
+    from resedge.artifacts import Channels, InputType
     from resedge.pipeline.options import ImageOptions, Measuring
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -288,6 +288,15 @@ def main(debug: bool) -> None:
     help="Round each layer's weights together and measure its sensitivity, or neither.  "
     "[default: thorough up to a thousand million multiply-accumulates]",
 )
+@click.option(
+    "--input",
+    "input_type",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="What engines take: images that are prepared, (N, C, H, W), or frames as a camera gives them, "
+    "(N, H, W, 3) RGB, all preparation within the graph.",
+)
 @click.option("--out", type=_PATH, help="The bundle's folder.  [default: MODEL's name .resedge, here]")
 @_selection
 @_measuring
@@ -308,6 +317,7 @@ def export(
     batch_range: str,
     keep: Sequence[str],
     thorough: bool | None,
+    input_type: InputType,
     out: Path | None,
     backends: Sequence[str],
     precision: str,
@@ -354,6 +364,7 @@ def export(
         out=out,
         keep=tuple(keep),
         thorough=thorough,
+        input=input_type,
     )
     _check_json_file(json_file)
     with _reporter(quiet) as reporter:

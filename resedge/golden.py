@@ -1,4 +1,4 @@
-"""The golden images of a bundle, and what an engine must reach on them.
+"""The golden images of a bundle: which they are, and what an engine must reach on them.
 
 They are read with numpy alone, on workstations and devices, from a file that a stranger may have written.
 """
@@ -16,9 +16,10 @@ import numpy as np
 from resedge.artifacts import Artifact, decode, parse_json
 from resedge.errors import InputRefused
 from resedge.gate import check_safetensors
-from resedge.protocols import Float32Array
+from resedge.protocols import Array, Float32Array, Int64Array
 
 THRESHOLDS_VERSION: Final = 1
+_STORED: Final = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,31 @@ class Thresholds:
     min_agreement: float
 
 
-def read_golden(golden: Artifact) -> tuple[Float32Array, Float32Array]:
-    """Return the images, (N, C, H, W) float32, and eager's logits, (N, classes) float32.
+def surest(logits: Float32Array, count: int) -> Int64Array:
+    """Return which images are golden, about `count` of them: of each class that eager finds, the surest.
+
+    An engine that is the same model, at whatever precision, agrees with eager on all of them; the export
+    checks it of every engine that it builds.
+
+    Args:
+        logits: Eager's, (N, classes) float32.
+        count: Classes have the same number each, rounded up; where there are more classes, some have none.
+    """
+    best = np.sort(logits, axis=1)
+    margin, found = best[:, -1] - best[:, -2], logits.argmax(axis=1)
+    classes = logits.shape[1]
+    each = -(-count // classes)
+    by_margin = np.argsort(-margin, kind="stable")
+    chosen = np.concatenate([by_margin[found[by_margin] == label][:each] for label in range(classes)])
+    if classes > count:
+        chosen = chosen[np.argsort(-margin[chosen], kind="stable")][:count]
+    return np.sort(chosen)
+
+
+def read_golden(golden: Artifact) -> tuple[Array, Float32Array]:
+    """Return the images as engines take them, and eager's logits, (N, classes) float32.
+
+    Images are (N, C, H, W) float32 or frames, (N, H, W, 3 or 4) uint8.
 
     Raises:
         InputRefused: It is no sound safetensors file, or holds something else.
@@ -44,10 +68,12 @@ def read_golden(golden: Artifact) -> tuple[Float32Array, Float32Array]:
     if not {"input", "logits"} <= set(tensors):
         raise InputRefused("does not hold the input and the logits of as many images.", where=where)
     images, logits = (_tensor(data, start, tensors[name], where) for name in ("input", "logits"))
+    if logits.dtype != np.float32:
+        raise InputRefused("does not hold logits as float32 numbers.", where=where)
     if (images.ndim, logits.ndim) != (4, 2) or len(images) != len(logits):
         raise InputRefused("does not hold the input and the logits of as many images.", where=where)
     if not len(images):
-        raise InputRefused("does not hold float32 numbers of at least one image.", where=where)
+        raise InputRefused("does not hold float32 numbers, or frames, of at least one image.", where=where)
     return images, logits
 
 
@@ -92,12 +118,14 @@ def _start_of_data(data: bytes, tensors: Mapping[str, Any], where: str) -> int:
     return start
 
 
-def _tensor(data: bytes, start: int, entry: Mapping[str, Any], where: str) -> Float32Array:
+def _tensor(data: bytes, start: int, entry: Mapping[str, Any], where: str) -> Array:
     """Return a tensor of the file as an array of its own; the data of all tensors begins at `start`."""
     begin, end = entry["data_offsets"]
-    if entry["dtype"] != "F32":
-        raise InputRefused("does not hold float32 numbers of at least one image.", where=where)
-    if end - begin != 4 * math.prod(entry["shape"]):
+    stored = _STORED.get(entry["dtype"])
+    if stored is None:
+        raise InputRefused("does not hold float32 numbers, or frames, of at least one image.", where=where)
+    if end - begin != stored.itemsize * math.prod(entry["shape"]):
         raise InputRefused("is not a sound safetensors file: a shape is not its size.", where=where)
     shape: tuple[int, ...] = tuple(entry["shape"])
-    return np.frombuffer(data[start + begin : start + end], "<f4").reshape(shape).astype(np.float32)
+    numbers = np.frombuffer(data[start + begin : start + end], stored).reshape(shape)
+    return numbers.astype(stored.newbyteorder("="))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from resedge.artifacts import Engine
-from resedge.protocols import Float32Array, Progress, RunOptions, Watchable
+from resedge.protocols import Array, Progress, RunOptions, Watchable
 
 View = tuple[str, ...]
 
@@ -21,7 +21,7 @@ def faithful_views(
     runtime: Watchable,
     engine: Engine,
     tensors: Mapping[str, str],
-    images: Float32Array,
+    images: Array,
     options: RunOptions,
     progress: Progress,
 ) -> tuple[View, ...]:

@@ -34,7 +34,7 @@ from resedge.pipeline.datasets import bench_images
 from resedge.pipeline.options import BenchOptions, BuildingOptions, available_threads, select
 from resedge.pipeline.reporting import Silent
 from resedge.pipeline.running import eager_runtime, evaluate, evaluation_batch
-from resedge.protocols import BuildOptions, Float32Array, RunOptions
+from resedge.protocols import Array, BuildOptions, Float32Array, RunOptions
 from resedge.runtimes.table import runtime
 from resedge.runtimes.tensorrt import TensorRT
 from resedge.runtimes.trt_plans import read_record
@@ -94,13 +94,13 @@ def _eager(bundle: Bundle, test: ImageSet) -> Float32Array | None:
 
 def _checked(bundle: Bundle, engine: Engine, test: ImageSet, eager: Float32Array | None) -> Row:
     """Compare one engine's answers with eager's and its graph's, time it, and read its layers."""
-    preprocessing, library = bundle.manifest.preprocessing, runtime(engine.runtime)
+    outside, library = bundle.manifest.outside, runtime(engine.runtime)
     assert isinstance(library, TensorRT)
     with library.open(engine, RunOptions(1)) as run:
-        logits = evaluate(run, test, preprocessing, Silent(), engine.precision, evaluation_batch(engine))
+        logits = evaluate(run, test, outside, Silent(), engine.precision, evaluation_batch(engine))
     graph = bundle.file(GRAPHS[engine.runtime, engine.precision])
-    on_cpu = evaluate(emulated(graph, available_threads()), test, preprocessing, Silent(), "on the CPU")
-    one = test.select([0]).prepared(preprocessing)
+    on_cpu = evaluate(emulated(graph, available_threads()), test, outside, Silent(), "on the CPU")
+    one = test.select([0]).all_inputs(outside)
     times = {
         name: _times(library, engine, one, cuda_graph=cuda_graph)
         for name, cuda_graph in (("calls", False), ("with_cuda_graph", True))
@@ -124,7 +124,7 @@ def _compared(reference: Float32Array, given: Float32Array, test: ImageSet) -> R
     return {**found, "differ": int((reference.argmax(axis=1) != given.argmax(axis=1)).sum())}
 
 
-def _times(library: TensorRT, engine: Engine, image: Float32Array, *, cuda_graph: bool) -> Row:
+def _times(library: TensorRT, engine: Engine, image: Array, *, cuda_graph: bool) -> Row:
     """Return the median of each span at batch 1, and the longest and shortest GPU time, in milliseconds."""
     timed = library.time(engine, RunOptions(1, 1, cuda_graph), image, 20 * CALLS_PER_BLOCK)
     spans = np.array([call.gpu_ms for call in timed.calls])

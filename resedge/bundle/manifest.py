@@ -73,6 +73,11 @@ class Manifest:
     parents: Mapping[str, str]
     trtexec: Mapping[str, JsonValue]
 
+    @property
+    def outside(self) -> Preprocessing | None:
+        """What is left to do to a frame before an engine gets it; None where its graph does all."""
+        return None if self.model.input.dtype == "uint8" else self.preprocessing
+
 
 @dataclass(frozen=True)
 class Bundle:

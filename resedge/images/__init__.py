@@ -17,6 +17,9 @@ from resedge.images.listing import read_folder as read_folder
 from resedge.images.listing import read_list as read_list
 from resedge.images.preparing import NOTEBOOK_PREPROCESSING as NOTEBOOK_PREPROCESSING
 from resedge.images.preparing import Frames as Frames
+from resedge.images.preparing import as_input as as_input
+from resedge.images.preparing import demand_frames as demand_frames
+from resedge.images.preparing import ordered as ordered
 from resedge.images.preparing import prepare as prepare
 from resedge.images.reading import read as read
 from resedge.images.sets import ImageSet as ImageSet

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from resedge.artifacts import Preprocessing, sha256_json
-from resedge.images.preparing import Frames, prepare
-from resedge.protocols import Float32Array, Int64Array
+from resedge.images.preparing import Frames, as_input, prepare
+from resedge.protocols import Array, Float32Array, Int64Array
 
 _DECODED_AT_ONCE = 256
 
@@ -70,6 +70,18 @@ class ImageSet:
     def prepared(self, preprocessing: Preprocessing) -> Float32Array:
         """Return all images prepared, (N, C, H, W) float32; for sets that fit in memory."""
         return np.concatenate(list(self.batches(_DECODED_AT_ONCE, preprocessing)))
+
+    def inputs(self, size: int, outside: Preprocessing | None) -> Iterator[Array]:
+        """Yield what an engine is given of the images in order, at most `size` of them.
+
+        They are prepared, or with None, where the engine does that itself, (n, H, W, 3 or 4) uint8.
+        """
+        for start in range(0, len(self), size):
+            yield as_input(self.decode(range(start, min(start + size, len(self)))), outside)
+
+    def all_inputs(self, outside: Preprocessing | None) -> Array:
+        """Return what an engine is given of all images; for sets that fit in memory."""
+        return np.concatenate(list(self.inputs(_DECODED_AT_ONCE, outside)))
 
 
 def content_digest(frame: Frames) -> str:

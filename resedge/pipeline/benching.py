@@ -96,7 +96,7 @@ def _bench(options: BenchOptions, named: str | None, reporter: Reporter) -> Benc
     opened = {
         name: engine
         for name, engine in there.items()
-        if _verify(engine, test, preprocessing, eager, how, findings, piloting, reporter)
+        if _verify(engine, test, bundle.manifest.outside, eager, how, findings, piloting, reporter)
     }
     pace = replace(measuring.BENCH_PACE, rounds=options.rounds)
     job = Job(source, tuple(opened.values()), how.threads, how.seed, pace, options.self_check, named)
@@ -147,7 +147,7 @@ def _engine(bundle: Bundle, name: EngineName, findings: Findings) -> Engine | No
 def _verify(
     engine: Engine,
     test: ImageSet,
-    preprocessing: Preprocessing,
+    outside: Preprocessing | None,
     eager: Float32Array,
     how: Measuring,
     findings: Findings,
@@ -158,8 +158,8 @@ def _verify(
     name = (engine.runtime, engine.precision)
 
     def compare() -> tuple[Accuracy, Differences]:
-        piloting.say(engine, test, preprocessing, eager, how.threads, reporter)
-        return measuring.accuracy_of(engine, test, preprocessing, eager, how, reporter)
+        piloting.say(engine, test, outside, eager, how.threads, reporter)
+        return measuring.accuracy_of(engine, test, outside, eager, how, reporter)
 
     found = findings.compared(name, compare)
     if found is None:

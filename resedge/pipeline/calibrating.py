@@ -164,7 +164,7 @@ def calibrated(
     Raises:
         UsageError: A name in `tuning.keep` is no layer.
     """
-    fp32 = float_graphs.value.fp32
+    fp32 = float_graphs.value.for_integers
     key = Key(
         "calibration",
         inputs={
@@ -174,6 +174,7 @@ def calibrated(
             "eager": answers.value.tuning_logits.sha256,
         },
         options={
+            "outside": encode(data.outside),
             "preprocessing": encode(data.preprocessing),
             "pair_safe": pair_safe,
             "threads": site.threads,

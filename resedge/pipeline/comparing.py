@@ -7,6 +7,7 @@ eager's own, which the golden images have with them.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from resedge.calibration.blame import LayerComparison, LayerError
 from resedge.calibration.walk import signal_to_noise
 from resedge.calibration.watchpoints import Watchpoint, watchpoints
 from resedge.engines import GRAPHS
-from resedge.errors import RuntimeUnavailable
+from resedge.errors import RuntimeUnavailable, StaleArtifact
+from resedge.export.pixels import fold_again
 from resedge.golden import read_golden
 from resedge.pipeline.explaining import COARSE
 from resedge.pipeline.extras import require_modules
@@ -30,7 +32,7 @@ from resedge.pipeline.options import available_threads
 from resedge.pipeline.reporting import Reporter, Silent
 from resedge.pipeline.session import find_engine, parse_engine
 from resedge.pipeline.vouching import demand_vouched_graph
-from resedge.protocols import Float32Array, Progress, RunOptions, Watchable
+from resedge.protocols import Array, Float32Array, Progress, RunOptions, Watchable
 from resedge.runtimes.watching import View, faithful_views
 
 _MODULES = {"export": ("onnx", "onnx_ir"), "onnxruntime": ("onnxruntime",)}
@@ -101,23 +103,37 @@ def compare(
     if name[1] == "int8" and saturates_here(bundle):
         reporter.warn(SATURATES)
     golden = read_golden(bundle.file(bundles.GOLDEN))
-    images, logits = (part[:_MOST_IMAGES] for part in golden)
+    images, logits = golden[0][:_MOST_IMAGES], golden[1][:_MOST_IMAGES]
     graph = bundle.file(GRAPHS[name])
-    subject = Subject(found, graph, float_graph(bundle, graph))
-    for read in (subject.graph, subject.model):
-        demand_vouched_graph(read)
-    return compare_engine(
-        subject, images, logits, floor, RunOptions(threads or available_threads()), reporter
-    )
+    options = RunOptions(threads or available_threads())
+    with tempfile.TemporaryDirectory(prefix="resedge-explain-") as folder:
+        subject = Subject(found, graph, float_graph(bundle, graph, Path(folder)))
+        for read in (subject.graph, subject.model):
+            demand_vouched_graph(read)
+        return compare_engine(subject, images, logits, floor, options, reporter)
 
 
-def float_graph(bundle: Bundle, graph: Artifact) -> Artifact:
+def float_graph(bundle: Bundle, graph: Artifact, folder: Path) -> Artifact:
     """Return the FP32 graph that a graph was made from: it has the same numbers in every tensor.
 
-    That of a Q/DQ graph may be one whose channels were equalised, which is then in the bundle.
+    That of a Q/DQ graph may be one whose channels were equalised, which is then in the bundle. One with the
+    normalisation of frames in its first convolution is made again, into `folder`.
+
+    Raises:
+        StaleArtifact: It comes out as another one than the graph was made from.
     """
     named = [artifact for artifact in bundle.manifest.files if artifact.sha256 in graph.parents]
-    return bundle.file(next((a.path.as_posix() for a in named if a.kind == "onnx/fp32"), "onnx/fp32.onnx"))
+    found = next((a.path.as_posix() for a in named if a.kind == "onnx/fp32"), None)
+    if found is not None or "pixels" not in graph.meta:
+        return bundle.file(found or "onnx/fp32.onnx")
+    again = fold_again(bundle.file("onnx/fp32.onnx"), bundle.manifest.preprocessing, folder / "pixels.onnx")
+    if again is None or again.sha256 not in graph.parents:
+        raise StaleArtifact(
+            "is made from an FP32 graph that this version of resedge writes otherwise.",
+            where=str(graph.path),
+            cure="Run `resedge export` again.",
+        )
+    return again
 
 
 @dataclass(frozen=True)
@@ -131,13 +147,13 @@ class Subject:
 
 def compare_engine(
     subject: Subject,
-    images: Float32Array,
+    images: Array,
     eager: Float32Array,
     floor: float,
     options: RunOptions,
     reporter: Reporter,
 ) -> Comparison:
-    """Compare an engine with eager on images, (N, C, H, W) float32, and eager's logits, (N, classes) float32.
+    """Compare an engine with eager on images as it takes them, and eager's logits, (N, classes) float32.
 
     Raises:
         RuntimeUnavailable: The runtime cannot be looked into, or not opened.
@@ -181,7 +197,7 @@ def _watchable(name: str) -> Watchable:
 
 
 def _views(
-    engine: Engine, points: Sequence[Watchpoint], batch: Float32Array, options: RunOptions, progress: Progress
+    engine: Engine, points: Sequence[Watchpoint], batch: Array, options: RunOptions, progress: Progress
 ) -> tuple[View, ...]:
     """Find out what can be watched: integers first, and where they cannot, the floats in their place."""
     runtime = _watchable(engine.runtime)
@@ -211,7 +227,7 @@ class _Found:
 def _compared(
     engine: Engine,
     views: tuple[View, ...],
-    images: Float32Array,
+    images: Array,
     options: RunOptions,
     comparison: LayerComparison,
     progress: Progress,

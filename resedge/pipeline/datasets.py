@@ -36,7 +36,7 @@ def export_data(options: ExportOptions, model: Model, reporter: Reporter) -> Dat
     of_notebook = builtin.FASHION_MNIST_CLASSES if model.label == "notebook" else ()
     named = split.test.class_names or split.calibration.class_names or of_notebook
     labels = named or tuple(str(number) for number in range(model.classes))
-    return Data(split.calibration, split.tuning, split.test, model.preprocessing, labels)
+    return Data(split.calibration, split.tuning, split.test, model.preprocessing, labels, options.input)
 
 
 def export_images(

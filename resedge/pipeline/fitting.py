@@ -8,10 +8,12 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from resedge.artifacts import Artifact, Ranges, encode, sha256_json
 from resedge.calibration.bakeoff import BakeOff, Score
 from resedge.pipeline.scoring import HARDEST, SCREENING, Bench
-from resedge.protocols import Float32Array
+from resedge.protocols import Array
 
 if TYPE_CHECKING:
     from resedge.calibration.histograms import Histograms
@@ -109,7 +111,7 @@ def _source(bench: Bench, model: Artifact, prefix: str) -> Source:
     counter, instrument = _OneColoured(), Instrument(model, site.threads)
     site.reporter.start("calibration", len(images))
     subsets = [
-        instrument.collect(counter.watched(part.batches(64, bench.data.preprocessing)), site.reporter)
+        instrument.collect(counter.watched(part.inputs(64, bench.data.outside)), site.reporter)
         for part in (
             images.select(range(start, len(images), _SUBSETS)) for start in range(min(_SUBSETS, len(images)))
         )
@@ -126,19 +128,22 @@ class _OneColoured:
     def __init__(self) -> None:
         self.count = 0
 
-    def watched(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
+    def watched(self, batches: Iterable[Array]) -> Iterator[Array]:
         for batch in batches:
-            self.count += int((batch == batch[:, :, :1, :1]).all(axis=(1, 2, 3)).sum())
+            corner = batch[:, :1, :1] if batch.dtype == np.uint8 else batch[:, :, :1, :1]
+            self.count += int((batch == corner).all(axis=(1, 2, 3)).sum())
             yield batch
 
 
 def _read(bench: Bench, model: Artifact, histograms: Histograms, method: str) -> Ranges:
     """Return what a method reads from the histograms."""
+    from resedge.calibration.pixels import with_range_of_pixels
     from resedge.calibration.ranges import METHODS
 
     images = bench.calibration
     dataset = sha256_json([images.sha256, encode(bench.data.preprocessing)])
-    return METHODS[method](histograms, graph_sha256=model.sha256, dataset_sha256=dataset, images=len(images))
+    read = METHODS[method](histograms, graph_sha256=model.sha256, dataset_sha256=dataset, images=len(images))
+    return with_range_of_pixels(read, model)
 
 
 def choose_ranges(bench: Bench, candidates: Sequence[Source], recipe: Recipe, kept: frozenset[str]) -> Chosen:

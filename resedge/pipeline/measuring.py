@@ -37,9 +37,11 @@ from resedge.pipeline.timing import (
     EAGER_AGAIN,
     EAGER_BEST,
     MEMORY_FORMATS,
+    Inputs,
     Job,
     Pace,
     arm_of,
+    inputs_of,
     opened,
     time_here,
 )
@@ -142,7 +144,7 @@ def measured_accuracy(
             "test": data.test.sha256,
         },
         options={
-            "preprocessing": encode(data.preprocessing),
+            "outside": encode(data.outside),
             "confidence": measuring.confidence,
             "threads": measuring.threads,
         },
@@ -152,7 +154,7 @@ def measured_accuracy(
 
     def make(_folder: Path) -> Compared:
         eager: Float32Array = np.load(answers.value.test_logits.path)
-        found = accuracy_of(engine, data.test, data.preprocessing, eager, measuring, site.reporter)
+        found = accuracy_of(engine, data.test, data.outside, eager, measuring, site.reporter)
         return Compared(*found, golden_agreement(engine, answers.value.golden, measuring.threads))
 
     return run_stage(site, key, Compared, make)
@@ -171,19 +173,22 @@ def golden_agreement(engine: Engine, golden: Artifact, threads: int) -> float:
 def accuracy_of(
     engine: Engine,
     test: ImageSet,
-    preprocessing: Preprocessing,
+    outside: Preprocessing | None,
     eager: Float32Array,
     measuring: Measuring,
     progress: Progress,
 ) -> tuple[Accuracy, Differences]:
-    """Compare an engine's logits on the test images with eager's, (N, classes) float32."""
+    """Compare an engine's logits on the test images with eager's, (N, classes) float32.
+
+    `outside` is what is done to an image before the engine gets it; None: nothing, it takes frames.
+    """
     from resedge.benchmarks.accuracy import compare
     from resedge.runtimes.table import runtime
 
     size = evaluation_batch(engine)
     with runtime(engine.runtime).open(engine, RunOptions(measuring.threads)) as run:
         label = f"{engine.runtime} {engine.precision}, test"
-        logits = evaluate(run, test, preprocessing, progress, label, size)
+        logits = evaluate(run, test, outside, progress, label, size)
     accuracy = compare(eager, logits, test.labels, measuring.confidence)
     return accuracy, differences(eager, logits, test.labels)
 
@@ -245,7 +250,7 @@ def latencies_of(
     Args:
         job: What is timed.
         test: Images to time with; the first few are taken.
-        preprocessing: Makes them the model's input.
+        preprocessing: Makes them eager's input, and that of engines that take no frames.
         confidence: Of the intervals of all engines at once.
         processes: How many fresh processes share the rounds; None: all are in this one.
         progress: Told of each round.
@@ -258,7 +263,7 @@ def latencies_of(
     from resedge.benchmarks.stability import stability
     from resedge.jetson import recording
 
-    inputs = test.select(range(min(LATENCY_IMAGES, len(test)))).prepared(preprocessing)
+    inputs = inputs_of(test.select(range(min(LATENCY_IMAGES, len(test)))), preprocessing)
     tegrastats = recording.find()
     with Watch(tegrastats) as watch:
         if processes is None:
@@ -274,6 +279,7 @@ def latencies_of(
     how: dict[str, JsonValue] = {
         "batch": 1,
         "computed": _computed(job.engines),
+        "given": _given(job.engines, inputs),
         "unsettled": list(dict.fromkeys(name for session in sessions for name in session.unsettled)),
         "confidence": confidence,
         "comparisons": len(job.engines),
@@ -303,6 +309,16 @@ def _compared(
         )
         for engine in engines
     )
+
+
+def _given(engines: Sequence[Engine], inputs: Inputs) -> dict[str, JsonValue]:
+    """Return what each side of the comparison is handed; preparing an image outside is in no one's time."""
+    given = {EAGER: inputs.prepared, **{arm_of(engine): inputs.of(engine) for engine in engines}}
+    words = {"uint8": "frames", "float32": "prepared outside"}
+    return {
+        arm: f"(1, {', '.join(map(str, images.shape[1:]))}) {images.dtype}, {words[str(images.dtype)]}"
+        for arm, images in given.items()
+    }
 
 
 def _computed(engines: Sequence[Engine]) -> dict[str, JsonValue]:

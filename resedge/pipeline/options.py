@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from resedge.artifacts import Channels
+from resedge.artifacts import Channels, InputType
 from resedge.engines import GRAPHS, EngineName
 from resedge.errors import UsageError
 from resedge.protocols import PRECISIONS
@@ -84,7 +84,8 @@ class ExportOptions:
 
     `model` is what `resedge.export.names.parse` reads; what a path among it names is run.
     `batchnorm` None: split for the built-in weights, keep for others'. `keep` and `thorough` are those of
-    `resedge.pipeline.calibrating.Tuning`.
+    `resedge.pipeline.calibrating.Tuning`. `input` is what graphs and engines take: images that are prepared,
+    or frames as a camera gives them.
     """
 
     model: str = "notebook"
@@ -100,6 +101,7 @@ class ExportOptions:
     out: Path | None = None
     keep: tuple[str, ...] = ()
     thorough: bool | None = None
+    input: InputType = "float32"
 
 
 @dataclass(frozen=True)

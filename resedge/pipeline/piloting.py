@@ -28,7 +28,7 @@ class Piloting:
         self,
         engine: Engine,
         test: ImageSet,
-        preprocessing: Preprocessing,
+        outside: Preprocessing | None,
         eager: Float32Array,
         threads: int,
         reporter: Reporter,
@@ -40,7 +40,7 @@ class Piloting:
         Args:
             engine: As it was built.
             test: All test images, (N,).
-            preprocessing: Makes them the engine's input.
+            outside: What is done to them before the engine gets them.
             eager: Eager's logits of all of them, (N, classes) float32.
             threads: Compute threads.
             reporter: Who is warned.
@@ -55,7 +55,7 @@ class Piloting:
         few, called = test.select(chosen), f"{engine.runtime} {engine.precision}"
         with runtime(engine.runtime).open(engine, RunOptions(threads)) as run:
             label = f"{called}, pilot"
-            logits = evaluate(run, few, preprocessing, reporter, label, evaluation_batch(engine))
+            logits = evaluate(run, few, outside, reporter, label, evaluation_batch(engine))
         counts = count_pairs(eager[chosen], logits, test.labels[chosen])
         flips = counts.negative_flips, counts.positive_flips
         each = 1 - (1 - self.confidence) / self.engines

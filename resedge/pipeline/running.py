@@ -10,7 +10,7 @@ import numpy as np
 from resedge.artifacts import Engine, Preprocessing
 from resedge.errors import BuildFailed, NotFinite
 from resedge.images import ImageSet
-from resedge.protocols import Float32Array, Progress, Runtime
+from resedge.protocols import Array, Float32Array, Progress, Runtime
 
 EVALUATION_BATCH = 20  # larger ones leave the caches of a small CPU
 
@@ -43,23 +43,25 @@ def evaluation_batch(engine: Engine) -> int:
 
 
 def evaluate(
-    run: Callable[[Float32Array], Float32Array],
+    run: Callable[[Array], Float32Array],
     images: ImageSet,
-    preprocessing: Preprocessing,
+    outside: Preprocessing | None,
     progress: Progress,
     label: str,
     batch: int = EVALUATION_BATCH,
 ) -> Float32Array:
     """Return the logits of all images, (N, classes) float32, in their order, `batch` at a time.
 
+    `outside` is what is done to an image before `run` gets it; None: nothing, it takes frames.
+
     Raises:
         NotFinite: A logit is NaN or infinite; the image is named by its position.
     """
     progress.start(label, len(images))
     logits: list[Float32Array] = []
-    for prepared in images.batches(batch, preprocessing):
-        logits.append(run(prepared))
-        progress.advance(len(prepared))
+    for given in images.inputs(batch, outside):
+        logits.append(run(given))
+        progress.advance(len(given))
     progress.finish()
     together = np.concatenate(logits)
     finite = np.isfinite(together).all(axis=1)

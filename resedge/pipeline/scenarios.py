@@ -24,7 +24,7 @@ from resedge.pipeline.coldstart import cold_start
 from resedge.pipeline.options import Scenarios
 from resedge.pipeline.reporting import Reporter
 from resedge.pipeline.running import evaluation_batch
-from resedge.protocols import Float32Array, Runner, RunOptions
+from resedge.protocols import Array, Runner, RunOptions
 
 _FRAMES: Final = 64
 _FAILED: Final = 1
@@ -34,7 +34,10 @@ Found = dict[str, JsonValue]
 
 @dataclass(frozen=True)
 class FrameToClass:
-    """Calls of a decoded frame in, a class out, in milliseconds; `prepare_ms` of that is preprocessing."""
+    """Calls of a decoded frame in, a class out, in milliseconds.
+
+    `prepare_ms` of that is preprocessing outside of the engine.
+    """
 
     calls: int
     p50_ms: float
@@ -115,7 +118,7 @@ def with_scenarios(document: dict[str, JsonValue], found: Mapping[EngineName, Fo
 def _end_to_end(
     bundle: Bundle, engine: Engine, test: ImageSet, wanted: Scenarios, threads: int
 ) -> FrameToClass:
-    preprocessing = bundle.manifest.preprocessing
+    outside = bundle.manifest.outside
     frames = test.decode(range(min(_FRAMES, len(test))))
     following = cycle([frames[i : i + 1] for i in range(len(frames))])
     calls: list[float] = []
@@ -124,7 +127,7 @@ def _end_to_end(
         end = time.perf_counter() + wanted.seconds
         while time.perf_counter() < end or len(calls) < _FRAMES:
             frame, begin = next(following), time.perf_counter()
-            batch = images.prepare(frame, preprocessing)
+            batch = images.as_input(frame, outside)
             between = time.perf_counter()
             int(run(batch).argmax())
             calls.append(time.perf_counter() - begin)
@@ -159,8 +162,8 @@ def _offline(bundle: Bundle, engine: Engine, test: ImageSet, wanted: Scenarios, 
         return drive(run, _inputs(bundle, test), "offline", wanted.seconds, batch)
 
 
-def _inputs(bundle: Bundle, test: ImageSet) -> Float32Array:
-    return test.select(range(min(_FRAMES, len(test)))).prepared(bundle.manifest.preprocessing)
+def _inputs(bundle: Bundle, test: ImageSet) -> Array:
+    return test.select(range(min(_FRAMES, len(test)))).all_inputs(bundle.manifest.outside)
 
 
 def _opened(engine: Engine, threads: int, batch: int | None) -> AbstractContextManager[Runner]:

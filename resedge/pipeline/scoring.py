@@ -15,13 +15,13 @@ from resedge.images import ImageSet
 from resedge.pipeline.running import EVALUATION_BATCH, evaluate
 from resedge.pipeline.stages import EagerAnswers
 from resedge.pipeline.staging import Data, Site
-from resedge.protocols import BuildOptions, Float32Array, RunOptions
+from resedge.protocols import Array, BuildOptions, Float32Array, RunOptions
 
 HARDEST = 256  # tuning images that candidates are compared on
 SCREENING = 32  # tuning images that tell which candidates are worth that
 _EMULATED_BATCH = 8  # each Q and DQ is a tensor of its own there
 
-_Opened = AbstractContextManager[Callable[[Float32Array], Float32Array]]
+_Opened = AbstractContextManager[Callable[[Array], Float32Array]]
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,13 @@ class Bench:
         emulate = float_weights is not None or graph.meta["scheme"] != "cpu"
         with self._emulated(graph, float_weights) if emulate else self._opened(graph) as run:
             batch = _EMULATED_BATCH if emulate else EVALUATION_BATCH
-            logits = evaluate(
-                run, images, self.data.preprocessing, self.site.reporter, f"tuning, {label}", batch
-            )
+            logits = evaluate(run, images, self.data.outside, self.site.reporter, f"tuning, {label}", batch)
         return score_logits(eager[chosen], logits, images.labels)
 
-    def sample(self, count: int) -> Float32Array:
-        """Return `count` calibration images, prepared; which ones does not depend on their order."""
-        return self.calibration.select(range(min(count, len(self.calibration)))).prepared(
-            self.data.preprocessing
-        )
+    def sample(self, count: int) -> Array:
+        """Return `count` calibration images as the graphs take them, whatever the order of them all."""
+        chosen = self.calibration.select(range(min(count, len(self.calibration))))
+        return chosen.all_inputs(self.data.outside)
 
     @property
     def calibration(self) -> ImageSet:

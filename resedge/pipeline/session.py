@@ -46,8 +46,10 @@ class Session:
         Raises:
             InputRefused: Another shape or dtype.
         """
-        logits = self._run(images.prepare(frames, self.bundle.manifest.preprocessing))
-        names = self.bundle.manifest.labels
+        manifest = self.bundle.manifest
+        images.demand_frames(frames, manifest.preprocessing)
+        logits = self._run(images.as_input(frames, manifest.outside))
+        names = manifest.labels
         best: Int64Array = logits.argmax(axis=1).astype(np.int64)
         return Predictions(logits, _softmax(logits), best, tuple(names[i] for i in best))
 

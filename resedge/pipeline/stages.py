@@ -20,7 +20,7 @@ from resedge.artifacts import (
     sha256_bytes,
     sha256_file,
 )
-from resedge.golden import THRESHOLDS_VERSION, Thresholds
+from resedge.golden import THRESHOLDS_VERSION, Thresholds, surest
 from resedge.pipeline.halving import try_in_half
 from resedge.pipeline.modelling import Loaded
 from resedge.pipeline.running import eager_runtime, evaluate, tracked
@@ -174,7 +174,9 @@ class Graphs:
     """The fp32 graph, what folding did, and what FP16 does to it.
 
     The whole of these is in onnx/folding.json (a `FoldReport`) and onnx/half.json (a `HalfReport`), from
-    which `wide` names the nodes that must stay FP32.
+    which `wide` names the nodes that must stay FP32. `pixels` is what INT8 graphs are made from where the
+    normalisation of frames is folded into the first convolution, with the residual of its proof, or the
+    reason why it is not; it is no file of the bundle.
     """
 
     fp32: Artifact
@@ -184,6 +186,14 @@ class Graphs:
     refused: tuple[str, ...]
     largest_residual: float
     wide: tuple[str, ...]
+    pixels: Artifact | None = None
+    pixels_residual: float = 0.0
+    pixels_reason: str = ""
+
+    @property
+    def for_integers(self) -> Artifact:
+        """The FP32 graph that Q/DQ graphs are made from."""
+        return self.pixels or self.fp32
 
 
 def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
@@ -201,14 +211,16 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
             "weights": built.value.weights.sha256,
             "sample": sample_images.sha256,
         },
-        options={"preprocessing": encode(data.preprocessing)},
+        options={"preprocessing": encode(data.preprocessing), "input": data.input},
         versions=versions(*_WRITING_LIBRARIES),
         machine=site.machine,
     )
 
     def make(folder: Path) -> Graphs:
         from resedge.export.fold import fold
+        from resedge.export.frames import take_frames
         from resedge.export.onnxfile import write_onnx
+        from resedge.export.pixels import PixelFold, fold_pixels
         from resedge.export.sources import load_reference
         from resedge.export.trace import trace
 
@@ -218,9 +230,15 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
         (folder / "onnx").mkdir()
         parents = (built.value.source.sha256, built.value.weights.sha256)
         fp32 = write_onnx(folded.graph, sample.shape[1:], folder / "onnx" / "fp32.onnx", parents=parents)
+        tried = try_in_half(folded.graph, fp32, sample)
+        folded_pixels = PixelFold(None)
+        if data.input == "uint8":
+            fp32 = take_frames(fp32, data.preprocessing, fp32.path)
+            (folder / "between").mkdir()
+            frames = sample_images.decode(range(len(sample_images)))
+            folded_pixels = fold_pixels(fp32, data.preprocessing, frames, folder / "between" / "pixels.onnx")
         report = folded.report
         folding = write_json(folder / "onnx" / "folding.json", report, "folding", (fp32.sha256,))
-        tried = try_in_half(folded.graph, fp32, sample)
         return Graphs(
             fp32,
             folding,
@@ -229,6 +247,9 @@ def graphs(site: Site, data: Data, built: Done[Reference]) -> Done[Graphs]:
             refused=tuple(f"{site.batchnorm}: {site.reason}" for site in report.refused),
             largest_residual=max((site.residual_float64 for site in report.folded), default=0.0),
             wide=tried.wide,
+            pixels=folded_pixels.graph,
+            pixels_residual=folded_pixels.residual,
+            pixels_reason=folded_pixels.reason,
         )
 
     return run_stage(site, key, Graphs, make)
@@ -262,7 +283,11 @@ def eager_answers(site: Site, data: Data, built: Done[Reference]) -> Done[EagerA
             "tuning": data.tuning.sha256,
             "test": data.test.sha256,
         },
-        options={"preprocessing": encode(data.preprocessing), "threads": site.threads},
+        options={
+            "preprocessing": encode(data.preprocessing),
+            "input": data.input,
+            "threads": site.threads,
+        },
         versions=versions("torch", "numpy", "safetensors"),
         machine=site.machine,
     )
@@ -289,25 +314,13 @@ def eager_answers(site: Site, data: Data, built: Done[Reference]) -> Done[EagerA
 def _write_golden(
     folder: Path, data: Data, logits: Float32Array, parents: tuple[str, ...]
 ) -> tuple[Artifact, Artifact]:
-    """Write the golden images: of each class that eager finds, the tuning images it is surest of.
-
-    An engine that is the same model, at whatever precision, agrees with eager on all of them; the export
-    checks it of every engine that it builds.
-    """
+    """Write the golden images as engines take them, with eager's logits."""
     from safetensors.numpy import save
 
-    best = np.sort(logits, axis=1)
-    margin, found = best[:, -1] - best[:, -2], logits.argmax(axis=1)
-    classes = logits.shape[1]
-    each = -(-GOLDEN_IMAGES // classes)
-    by_margin = np.argsort(-margin, kind="stable")
-    surest = np.concatenate([by_margin[found[by_margin] == label][:each] for label in range(classes)])
-    if classes > GOLDEN_IMAGES:  # not every class can have one
-        surest = surest[np.argsort(-margin[surest], kind="stable")][:GOLDEN_IMAGES]
-    sure = np.sort(surest)
+    sure = surest(logits, GOLDEN_IMAGES)
     chosen = data.tuning.select(sure.tolist())
     tensors = {
-        "input": chosen.prepared(data.preprocessing),
+        "input": chosen.all_inputs(data.outside),
         "logits": np.ascontiguousarray(logits[sure]),
     }
     golden = _write_bytes(folder / "golden.safetensors", save(tensors), "golden", parents)

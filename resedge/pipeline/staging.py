@@ -17,6 +17,7 @@ import resedge
 from resedge import files
 from resedge.artifacts import (
     Artifact,
+    InputType,
     Preprocessing,
     canonical_json,
     encode,
@@ -48,13 +49,22 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The three disjoint sets of images, how an image becomes the model's input, the names of its classes."""
+    """The three disjoint sets of images, how an image becomes the model's input, the names of its classes.
+
+    `input` is what graphs and engines are given of an image; eager's is prepared whatever theirs is.
+    """
 
     calibration: ImageSet
     tuning: ImageSet
     test: ImageSet
     preprocessing: Preprocessing
     labels: tuple[str, ...] = FASHION_MNIST_CLASSES
+    input: InputType = "float32"
+
+    @property
+    def outside(self) -> Preprocessing | None:
+        """What is left to do to a frame before a graph gets it; None where the graph does all."""
+        return None if self.input == "uint8" else self.preprocessing
 
 
 @dataclasses.dataclass(frozen=True)

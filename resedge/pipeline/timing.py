@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from resedge.artifacts import Artifact, Engine
+from resedge.artifacts import Artifact, Engine, Preprocessing
+from resedge.images import Frames, ImageSet, prepare
 from resedge.pipeline.energy import Arm
 from resedge.pipeline.running import eager_runtime
-from resedge.protocols import BuildOptions, Float32Array, Progress, Runner, RunOptions
+from resedge.protocols import Array, BuildOptions, Float32Array, Progress, Runner, RunOptions
 
 if TYPE_CHECKING:
     from resedge.benchmarks.rounds import Samples
@@ -56,19 +57,41 @@ class Job:
     model: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The same few images as each side takes them.
+
+    `prepared` are (N, C, H, W) float32, `frames` (N, H, W, 3 or 4) uint8.
+    """
+
+    prepared: Float32Array
+    frames: Frames
+
+    def of(self, engine: Engine) -> Array:
+        """Return what an engine takes."""
+        (spec,) = engine.artifact.inputs
+        return self.frames if spec.dtype == "uint8" else self.prepared
+
+
+def inputs_of(images: ImageSet, preprocessing: Preprocessing) -> Inputs:
+    """Return images, few enough for memory, as each side takes them."""
+    frames = images.decode(range(len(images)))
+    return Inputs(prepare(frames, preprocessing), frames)
+
+
 def arm_of(engine: Engine) -> str:
     """Return the name of an engine among those that are timed."""
     return f"{engine.runtime}:{engine.precision}"
 
 
 def time_here(
-    job: Job, inputs: Float32Array, progress: Progress, stop: Callable[[], bool] = lambda: False
+    job: Job, inputs: Inputs, progress: Progress, stop: Callable[[], bool] = lambda: False
 ) -> Samples:
     """Open everything, and time it in interleaved rounds.
 
     Args:
         job: What is timed.
-        inputs: A few images prepared, (N, 3, H, W) float32.
+        inputs: A few images.
         progress: Told of each round.
         stop: Asked between blocks; true ends the rounds.
 
@@ -107,7 +130,7 @@ def _named(model: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def opened(job: Job, inputs: Float32Array) -> Iterator[dict[str, Arm]]:
+def opened(job: Job, inputs: Inputs) -> Iterator[dict[str, Arm]]:
     """Open eager's forms and all engines, all at once; yield a function of one inference for each.
 
     Each call takes the next of the same few images.
@@ -122,13 +145,14 @@ def opened(job: Job, inputs: Float32Array) -> Iterator[dict[str, Arm]]:
                 continue
             eager = eager_runtime(memory_format)
             built = eager.build(job.source, job.source.path.parent, BuildOptions("fp32"))
-            arms[name] = _one_image_at_a_time(stack.enter_context(eager.open(built, run_options)), inputs)
+            runner = stack.enter_context(eager.open(built, run_options))
+            arms[name] = _one_image_at_a_time(runner, inputs.prepared)
         for engine in job.engines:
             runner = stack.enter_context(runtime(engine.runtime).open(engine, run_options))
-            arms[arm_of(engine)] = _one_image_at_a_time(runner, inputs)
+            arms[arm_of(engine)] = _one_image_at_a_time(runner, inputs.of(engine))
         yield arms
 
 
-def _one_image_at_a_time(run: Runner, inputs: Float32Array) -> Arm:
+def _one_image_at_a_time(run: Runner, inputs: Array) -> Arm:
     images = cycle([np.ascontiguousarray(inputs[i : i + 1]) for i in range(len(inputs))])
     return lambda: run(next(images))

@@ -2,6 +2,7 @@
 
 job.json             what is timed; its artifacts' paths are relative to the file system's root
 inputs.npy           the images, prepared
+frames.npy           the same images as they were decoded
 samples.json         orders of the rounds, arms that did not settle
 samples.safetensors  nanoseconds of every call, and when each block began
 """
@@ -16,13 +17,13 @@ import numpy as np
 
 from resedge.artifacts import canonical_json, encode, load
 from resedge.pipeline.staging import map_artifacts
-from resedge.pipeline.timing import Job
-from resedge.protocols import Float32Array
+from resedge.pipeline.timing import Inputs, Job
 
 if TYPE_CHECKING:
     from resedge.benchmarks.rounds import Samples
 
-_JOB, _INPUTS, _BESIDE, _SAMPLES = "job.json", "inputs.npy", "samples.json", "samples.safetensors"
+_JOB, _INPUTS, _FRAMES = "job.json", "inputs.npy", "frames.npy"
+_BESIDE, _SAMPLES = "samples.json", "samples.safetensors"
 _NANOSECONDS, _BEGAN = "nanoseconds ", "began "
 _ROOT = Path("/")
 
@@ -34,22 +35,23 @@ class _Beside:
     interrupted: bool
 
 
-def write_job(folder: Path, job: Job, inputs: Float32Array) -> None:
+def write_job(folder: Path, job: Job, inputs: Inputs) -> None:
     """Write what is timed."""
     placed = map_artifacts(job, lambda a: replace(a, path=_absolute(a.path)).relative_to(_ROOT))
     (folder / _JOB).write_text(canonical_json(encode(placed)), encoding="utf-8")
-    np.save(folder / _INPUTS, inputs, allow_pickle=False)
+    np.save(folder / _INPUTS, inputs.prepared, allow_pickle=False)
+    np.save(folder / _FRAMES, inputs.frames, allow_pickle=False)
 
 
-def read_job(folder: Path) -> tuple[Job, Float32Array]:
+def read_job(folder: Path) -> tuple[Job, Inputs]:
     """Read what is timed.
 
     Raises:
         InputRefused: It is not what `write_job` writes.
     """
     job = map_artifacts(load(Job, folder / _JOB), lambda a: a.under(_ROOT))
-    inputs: Float32Array = np.load(folder / _INPUTS, allow_pickle=False)
-    return job, inputs
+    prepared, frames = (np.load(folder / name, allow_pickle=False) for name in (_INPUTS, _FRAMES))
+    return job, Inputs(prepared, frames)
 
 
 def write_samples(folder: Path, samples: Samples) -> None:

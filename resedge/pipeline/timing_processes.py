@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from resedge.errors import InputRefused, MachineFailure, ResedgeError, RuntimeUnavailable
-from resedge.pipeline.timing import Job
+from resedge.pipeline.timing import Inputs, Job
 from resedge.pipeline.timing_child import ROUND
 from resedge.pipeline.timing_files import read_samples, write_job
-from resedge.protocols import Float32Array, Progress
+from resedge.protocols import Progress
 
 if TYPE_CHECKING:
     from resedge.benchmarks.rounds import Samples
@@ -41,16 +41,14 @@ def shares(rounds: int, processes: int) -> tuple[int, ...]:
     return tuple(each + (number < more) for number in range(processes))
 
 
-def time_apart(
-    job: Job, inputs: Float32Array, processes: int, progress: Progress
-) -> tuple[list[Samples], bool]:
+def time_apart(job: Job, inputs: Inputs, processes: int, progress: Progress) -> tuple[list[Samples], bool]:
     """Time a job in fresh processes.
 
     An interrupt ends the rounds; with two or more of them, what was measured is returned.
 
     Args:
         job: What is timed, with the rounds of all processes together.
-        inputs: A few images prepared, (N, 3, H, W) float32.
+        inputs: A few images.
         processes: How many, at most one a round.
         progress: Told of each round.
 
@@ -79,7 +77,7 @@ def time_apart(
     return [samples for samples in measured if samples.orders], interrupted
 
 
-def _time_in_child(job: Job, inputs: Float32Array, progress: Progress) -> Samples:
+def _time_in_child(job: Job, inputs: Inputs, progress: Progress) -> Samples:
     """Time a job in one process of its own."""
     with tempfile.TemporaryDirectory(prefix="resedge-timing-") as name:
         folder = Path(name)

@@ -157,6 +157,15 @@ def test_what_else_differs_is_said(make_document: Make, key: str, value: object,
     assert warning.startswith(words)
 
 
+def test_engines_that_were_given_prepared_images_and_now_frames_are_named(make_document: Make) -> None:
+    before, now = make_document(), make_document()
+    before["conditions"]["given"] = {"eager": "prepared", "openvino:int8": "prepared"}
+    now["conditions"]["given"] = {"eager": "prepared", "openvino:int8": "frames"}
+    (warning,) = compared(before, now).warnings
+    assert warning.startswith("other inputs (openvino:int8 was prepared, is frames)")
+    assert compared(make_document(), now).warnings == ()
+
+
 @pytest.mark.parametrize(("images", "same"), [("ab" * 32, True), ("ef" * 32, False), (None, None)], ids=str)
 def test_whether_the_images_were_the_same_is_known_by_their_digest(
     make_document: Make, images: str | None, same: bool | None

@@ -11,7 +11,7 @@ import pytest
 from resedge.benchmarks import loadgen
 from resedge.benchmarks.loadgen import Scenario, drive, read_log, result_of
 from resedge.errors import MachineFailure
-from resedge.protocols import Float32Array
+from resedge.protocols import Array, Float32Array
 
 pytest.importorskip("mlperf_loadgen", reason="extra loadgen")
 
@@ -29,10 +29,10 @@ class Engine:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def __call__(self, images: Float32Array) -> Float32Array:
+    def __call__(self, images: Array) -> Float32Array:
         self.sizes.append(len(images))
         assert images.flags.c_contiguous
-        logits: Float32Array = images.reshape(len(images), -1)[:, :10]
+        logits: Float32Array = images.astype(np.float32).reshape(len(images), -1)[:, :10]
         return logits
 
 
@@ -55,12 +55,12 @@ def test_a_short_run_is_valid_and_bears_a_name_of_its_own(scenario: Scenario, ba
 def test_what_the_engine_raises_comes_out() -> None:
     calls = 0
 
-    def breaks(images: Float32Array) -> Float32Array:
+    def breaks(images: Array) -> Float32Array:
         nonlocal calls
         calls += 1
         if calls > 200:
             raise ArithmeticError("broken")
-        return images.reshape(len(images), -1)
+        return images.astype(np.float32).reshape(len(images), -1)
 
     with pytest.raises(ArithmeticError, match="broken"):
         drive(breaks, IMAGES, "offline", 0.3, batch=2)

@@ -190,6 +190,16 @@ def test_circumstances_say_threads_versions_and_what_computes_in_what() -> None:
     )
 
 
+@pytest.mark.parametrize(("engine", "said"), [("frames", True), ("prepared", False)])
+def test_circumstances_say_what_each_side_is_given_where_that_differs(engine: str, said: bool) -> None:
+    from resedge.benchmarks.report import circumstances
+
+    given = {"eager": "prepared", "openvino:int8": engine}
+    line = circumstances({"threads": 2, "cpu": "AMD EPYC", "given": given})
+    assert line.endswith("; eager is given prepared; openvino:int8 is given frames") is said
+    assert said or line == "2 threads, AMD EPYC"
+
+
 @pytest.mark.parametrize(
     ("run", "lines"),
     [

@@ -14,19 +14,23 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from resedge.artifacts import Artifact, TensorSpec, sha256_file
+from resedge.artifacts import Artifact, Preprocessing, TensorSpec, sha256_file
 from resedge.calibration.histograms import collect
 from resedge.calibration.placement import place
 from resedge.calibration.ranges import minmax
 from resedge.export.fold import fold
+from resedge.export.frames import take_frames
 from resedge.export.half import write_half
 from resedge.export.onnxfile import write_onnx
+from resedge.export.pixels import fold_pixels
 from resedge.export.trace import trace
+from resedge.images import Frames, prepare
 from resedge.protocols import Float32Array, NoProgress
 from resedge.runtimes.table import runtime
 
 INPUTS = (TensorSpec("input", ("batch", 3, 16, 16), "float32"),)
 OUTPUTS = (TensorSpec("logits", ("batch", 5), "float32"),)
+PREPROCESSING = Preprocessing(16, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "BGR")
 
 
 class TinyResNet(nn.Module):
@@ -82,6 +86,41 @@ def sources(images: Float32Array, tmp_path_factory: pytest.TempPathFactory) -> M
     int8 = _quantized(fp32, images, folder / "int8.cpu.onnx")
     graphs = (_reference(_module(), folder), fp32, int8, *_strongly_typed(images, folder))
     return {source.kind: source for source in graphs}
+
+
+@pytest.fixture(scope="session")
+def frames() -> Frames:
+    """What a camera gives; eager is given the same, prepared."""
+    return np.random.default_rng(5).integers(0, 256, (16, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def expected_of_frames(frames: Frames) -> Float32Array:
+    """Eager's logits of the frames."""
+    with torch.inference_mode():
+        logits: Float32Array = _module()(torch.from_numpy(prepare(frames, PREPROCESSING))).numpy().copy()
+    return logits
+
+
+@pytest.fixture(scope="session", params=["by operators", "by the first convolution"])
+def frame_sources(
+    request: pytest.FixtureRequest, frames: Frames, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Artifact]:
+    """Graphs that take frames, by kind; in INT8 they are normalised in either way."""
+    folder = tmp_path_factory.mktemp("frames")
+    folded = fold(trace(_module(), (3, 16, 16)), prepare(frames[:8], PREPROCESSING)).graph
+    plain = write_onnx(folded, (3, 16, 16), folder / "float.onnx")
+    fp32 = take_frames(plain, PREPROCESSING, folder / "fp32.onnx")
+    model: Artifact | None = fp32
+    if request.param == "by the first convolution":
+        model = fold_pixels(fp32, PREPROCESSING, frames, folder / "pixels.onnx").graph
+    assert model is not None
+    histograms = collect(model, [frames], NoProgress(), 1)
+    ranges = minmax(histograms, graph_sha256=model.sha256, dataset_sha256="0" * 64, images=len(frames))
+    cpu = place(model, ranges, "cpu", folder / "int8.cpu.onnx", pair_safe=True)
+    placed = place(model, ranges, "tensorrt", folder / "placed.onnx")
+    halves = write_half(fp32, folder / "fp16.onnx"), write_half(placed, folder / "int8.tensorrt.onnx")
+    return {graph.kind: graph for graph in (fp32, cpu, *halves)}
 
 
 def _module() -> nn.Module:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from resedge.artifacts import Artifact
+from resedge.artifacts import Artifact, Preprocessing, TensorSpec, sha256_file
 from resedge.export.fold import fold
 from resedge.export.notebook import ResNet
 from resedge.export.onnxfile import write_onnx
@@ -82,3 +83,46 @@ def notebook_onnx(
 ) -> Artifact:
     graph = fold(trace(notebook, (3, 28, 28)), images).graph
     return write_onnx(graph, (3, 28, 28), tmp_path_factory.mktemp("notebook") / "fp32.onnx", ("ab", "cd"))
+
+
+def _float_graph(
+    taken: Preprocessing,
+    path: Path,
+    op_types: tuple[str, ...] = ("Conv", "Relu", "GlobalAveragePool", "Flatten"),
+    kernel: tuple[int, int] = (3, 3),
+    *,
+    bias: bool = False,
+    **conv: Any,  # noqa: ANN401 - attributes of ONNX
+) -> Artifact:
+    """Write nodes one after the other, as `write_onnx` would; a Conv has seeded weights."""
+    noise = np.random.default_rng(2)
+    channels = len(taken.channels) // conv.get("group", 1)
+    constants = {"w": noise.normal(size=(12, channels, *kernel)).astype(np.float32)}
+    if bias:
+        constants["b"] = noise.normal(size=12).astype(np.float32)
+    tensors = ["input", *(f"{number}.out" for number in range(len(op_types) - 1)), "logits"]
+    nodes = [
+        helper.make_node(op_type, [given, *constants], [made], op_type.lower(), **conv)
+        if op_type == "Conv"
+        else helper.make_node(op_type, [given], [made], op_type.lower())
+        for op_type, given, made in zip(op_types, tensors[:-1], tensors[1:], strict=True)
+    ]
+    stored = [numpy_helper.from_array(numbers, name) for name, numbers in constants.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *taken.input_shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", None])],
+        stored if "Conv" in op_types else [],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    inputs = (TensorSpec("input", ("batch", *taken.input_shape), "float32"),)
+    outputs = (TensorSpec("logits", ("batch", 12), "float32"),)
+    return Artifact(path, sha256_file(path), "onnx/fp32", inputs, outputs, ("ab",))
+
+
+@pytest.fixture(scope="session")
+def float_graph() -> Callable[..., Artifact]:
+    """Small graphs that take prepared images, made without torch."""
+    return _float_graph

@@ -15,10 +15,13 @@ from torch import nn
 
 import resedge
 from resedge import images
+from resedge.artifacts import InputType, TensorSpec
 from resedge.errors import StaleArtifact, UsageError
+from resedge.golden import read_golden
 from resedge.pipeline.benching import bench
+from resedge.pipeline.comparing import compare
 from resedge.pipeline.exporting import Exported, export
-from resedge.pipeline.options import BenchOptions, ExportOptions, ImageOptions, Measuring, select
+from resedge.pipeline.options import BenchOptions, ExportOptions, ImageOptions, Measuring, Scenarios, select
 
 CODE = """
 from torch import nn
@@ -115,9 +118,20 @@ def test_a_module_of_python_goes_in_as_it_is(data: Path, tmp_path: Path, empty_h
     assert not exported("notebook", data, tmp_path / "a.resedge", module).all_reused
 
 
-@pytest.mark.parametrize(("channels", "depth"), [("L", 1), ("BGR", 3), ("RGBA", 4)])
+@pytest.mark.parametrize(
+    ("channels", "depth", "given"),
+    [
+        *(("L", 1, "float32"), ("BGR", 3, "float32"), ("RGBA", 4, "float32")),
+        *(("L", 1, "uint8"), ("RGBA", 4, "uint8")),
+    ],
+)
 def test_models_of_other_channels_see_the_same_pictures(
-    channels: Literal["L", "BGR", "RGBA"], depth: int, data: Path, tmp_path: Path, empty_home: Path
+    channels: Literal["L", "BGR", "RGBA"],
+    depth: int,
+    given: InputType,
+    data: Path,
+    tmp_path: Path,
+    empty_home: Path,
 ) -> None:
     torch.manual_seed(5)
     module = nn.Sequential(
@@ -135,8 +149,10 @@ def test_models_of_other_channels_see_the_same_pictures(
         measuring=QUICK,
         out=tmp_path / "a.resedge",
         thorough=False,
+        input=given,
     )
     found = export(options, module=module)
+    assert found.published.bundle.manifest.model.input.dtype == given
     assert [verdict.accuracy is not None for verdict in found.verdicts] == [True, True]
     taken = found.published.bundle.manifest.preprocessing
     frames = images.read(data, (10, 14), images.decoding_of(taken)).decode([0, 1])
@@ -150,3 +166,62 @@ def test_models_of_other_channels_see_the_same_pictures(
         expected = module(torch.from_numpy(raw.transpose(0, 3, 1, 2).copy())).numpy()
     with resedge.open(tmp_path / "a.resedge", "openvino:fp32") as session:
         np.testing.assert_allclose(session.predict(frames).logits, expected, rtol=1e-4, atol=1e-3)
+
+
+STEM = """
+from torch import nn
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )
+"""
+
+
+def test_frames_go_all_the_way(data: Path, tmp_path: Path, empty_home: Path) -> None:
+    file, out = tmp_path / "net.py", tmp_path / "net.resedge"
+    file.write_text(STEM)
+    engines = select(["onnxruntime:int8", "openvino:fp32"], [])
+    options = ExportOptions(
+        model=f"{file}:make",
+        images=IMAGES,
+        data=data,
+        selection=engines,
+        measuring=QUICK,
+        out=out,
+        thorough=False,
+        input="uint8",
+    )
+    exported = export(options)
+    bundle = exported.published.bundle
+    spec = TensorSpec("input", ("batch", 10, 14, 3), "uint8")
+    assert bundle.manifest.model.input == spec
+    graphs = [artifact for artifact in bundle.manifest.files if artifact.kind.startswith("onnx/")]
+    assert sorted(graph.path.name for graph in graphs) == [
+        *("fp16.onnx", "fp32.onnx", "int8.cpu.onnx", "int8.tensorrt.onnx")
+    ]
+    assert {graph.inputs for graph in graphs} == {(spec,)}
+    given, logits = read_golden(bundle.file("golden/golden.safetensors"))
+    assert given.dtype == np.uint8
+    assert "pixels" in bundle.file("onnx/int8.cpu.onnx").meta
+    frames = given.astype(np.uint8)
+    assert frames.shape[1:] == (10, 14, 3)
+    with resedge.open(out, "openvino:fp32") as session:
+        np.testing.assert_allclose(session.predict(frames).logits, logits, rtol=1e-4, atol=1e-5)
+
+    scenarios = Scenarios(("end-to-end",), seconds=0.1)
+    asked = BenchOptions(
+        out, _others(data), engines, QUICK, rounds=2, processes=1, model=options.model, scenarios=scenarios
+    )
+    benched = bench(asked)
+    assert [verdict.accuracy is not None for verdict in benched.verdicts] == [True, True]
+    conditions: Any = benched.document["conditions"]
+    assert conditions["given"] == {
+        "eager": "(1, 3, 10, 14) float32, prepared outside",
+        "onnxruntime:int8": "(1, 10, 14, 3) uint8, frames",
+        "openvino:fp32": "(1, 10, 14, 3) uint8, frames",
+    }
+    looked_into = compare(out, "onnxruntime:int8", threads=1)
+    assert looked_into.changed == 0
+    assert looked_into.agreement >= 0.9

@@ -41,7 +41,7 @@ def compared(job: Job, name: str, graph: Artifact, folder: Path) -> Comparison:
     bundle = bundles.read(job.bundle)
     golden = load_file(bundle.file("golden/golden.safetensors").path)
     engine = runtime(name).build(graph, folder, BuildOptions("int8"))
-    subject = Subject(engine, graph, float_graph(bundle, bundle.file("onnx/int8.cpu.onnx")))
+    subject = Subject(engine, graph, float_graph(bundle, bundle.file("onnx/int8.cpu.onnx"), folder))
     images, eager = golden["input"][:16], golden["logits"][:16]
     return compare_engine(subject, images, eager, 20.0, RunOptions(1), Silent())
 
@@ -51,7 +51,7 @@ def placed(job: Job, ranges: Ranges, tensor: str, out: Path, kept: frozenset[str
     low, high = ranges.table[tensor]
     spoilt = replace(ranges, table={**ranges.table, tensor: (low / SPOILT, high / SPOILT)})
     bundle = bundles.read(job.bundle)
-    model = float_graph(bundle, bundle.file("onnx/int8.cpu.onnx"))
+    model = float_graph(bundle, bundle.file("onnx/int8.cpu.onnx"), out.parent)
     return place(model, spoilt, "cpu", out, pair_safe=True, kept=kept)
 
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resedge.artifacts import Artifact, Engine, sha256_bytes
+from resedge.artifacts import Artifact, Engine, TensorSpec, sha256_bytes
 from resedge.benchmarks.rounds import Samples
 from resedge.errors import InputRefused, MachineFailure, ResedgeError, RuntimeUnavailable
 from resedge.pipeline import timing_processes
-from resedge.pipeline.timing import Job, Pace
+from resedge.pipeline.timing import Inputs, Job, Pace
 from resedge.pipeline.timing_files import read_job, read_samples, write_job, write_samples
 from resedge.pipeline.timing_processes import shares, time_apart
 from resedge.protocols import NoProgress
 
-INPUTS = np.zeros((2, 3, 4, 4), np.float32)
+INPUTS = Inputs(np.ones((2, 3, 4, 4), np.float32), np.full((2, 4, 4, 3), 7, np.uint8))
 SOURCE = Artifact(Path("/models/reference/source.json"), "1" * 64, "reference/source", parents=("2" * 64,))
 JOB = Job(SOURCE, (), threads=1, seed=5, pace=Pace(5, 0.0, 4, 0.1))
 
@@ -108,11 +108,20 @@ def test_a_job_comes_back_from_its_files(tmp_path: Path) -> None:
     plan = Artifact(tmp_path / "link" / "a.bin", "3" * 64, "engine", meta={"batch_range": [1, 2, 4]})
     engine = Engine(plan, "openvino", "1", "CPU", "int8", (replace(plan, path=tmp_path / "b.bin"),))
     job = replace(JOB, engines=(engine,), self_check=True)
-    write_job(tmp_path, job, INPUTS + 1)
+    write_job(tmp_path, job, INPUTS)
     found, inputs = read_job(tmp_path)
     real = replace(engine, artifact=replace(plan, path=tmp_path / "real" / "a.bin"))
     assert found == replace(job, engines=(real,))
-    np.testing.assert_array_equal(inputs, INPUTS + 1)
+    np.testing.assert_array_equal(inputs.prepared, INPUTS.prepared)
+    np.testing.assert_array_equal(inputs.frames, INPUTS.frames)
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("float32", (2, 3, 4, 4)), ("uint8", (2, 4, 4, 3))])
+def test_an_engine_is_given_what_its_input_says(dtype: str, shape: tuple[int, ...]) -> None:
+    graph = Artifact(Path("a.onnx"), "3" * 64, "onnx/fp32", (TensorSpec("input", shape, dtype),))
+    given = INPUTS.of(Engine(graph, "onnxruntime", "1", "CPU", "fp32"))
+    assert given.dtype == np.dtype(dtype)
+    assert given.shape == shape
 
 
 def test_samples_come_back_from_their_files(tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ def test_golden_images_and_logits_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits, LOGITS)
 
 
+def test_golden_frames_are_read(tmp_path: Path) -> None:
+    frames = np.full((2, 4, 4, 3), 200, np.uint8)
+    images, _ = read_golden(_written(tmp_path / "g", save({"input": frames, "logits": LOGITS})))
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, frames)
+
+
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
