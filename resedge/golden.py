@@ -19,7 +19,6 @@ from resedge.gate import check_safetensors
 from resedge.protocols import Array, Float32Array, Int64Array
 
 THRESHOLDS_VERSION: Final = 1
-_STORED: Final = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,8 @@ def read_golden(golden: Artifact) -> tuple[Array, Float32Array]:
     start = _start_of_data(data, tensors, where)
     if not {"input", "logits"} <= set(tensors):
         raise InputRefused("does not hold the input and the logits of as many images.", where=where)
-    images, logits = (_tensor(data, start, tensors[name], where) for name in ("input", "logits"))
-    if logits.dtype != np.float32:
-        raise InputRefused("does not hold logits as float32 numbers.", where=where)
+    images = _tensor(data, start, tensors["input"], where)
+    logits = _floats(data, start, tensors["logits"], where)
     if (images.ndim, logits.ndim) != (4, 2) or len(images) != len(logits):
         raise InputRefused("does not hold the input and the logits of as many images.", where=where)
     if not len(images):
@@ -119,13 +117,27 @@ def _start_of_data(data: bytes, tensors: Mapping[str, Any], where: str) -> int:
 
 
 def _tensor(data: bytes, start: int, entry: Mapping[str, Any], where: str) -> Array:
-    """Return a tensor of the file as an array of its own; the data of all tensors begins at `start`."""
-    begin, end = entry["data_offsets"]
-    stored = _STORED.get(entry["dtype"])
-    if stored is None:
-        raise InputRefused("does not hold float32 numbers, or frames, of at least one image.", where=where)
-    if end - begin != stored.itemsize * math.prod(entry["shape"]):
-        raise InputRefused("is not a sound safetensors file: a shape is not its size.", where=where)
+    """Return a tensor of floats or of bytes; the data of all tensors begins at `start`."""
+    if entry["dtype"] != "U8":
+        return _floats(data, start, entry, where)
     shape: tuple[int, ...] = tuple(entry["shape"])
-    numbers = np.frombuffer(data[start + begin : start + end], stored).reshape(shape)
-    return numbers.astype(stored.newbyteorder("="))
+    return np.frombuffer(_part(data, start, entry, 1, where), np.uint8).reshape(shape)
+
+
+def _floats(data: bytes, start: int, entry: Mapping[str, Any], where: str) -> Float32Array:
+    """Return a tensor of floats as an array of its own."""
+    if entry["dtype"] != "F32":
+        raise InputRefused(
+            "does not hold float32 numbers, or frames, of at least one image.",
+            where=where,
+        )
+    shape: tuple[int, ...] = tuple(entry["shape"])
+    return np.frombuffer(_part(data, start, entry, 4, where), "<f4").reshape(shape).astype(np.float32)
+
+
+def _part(data: bytes, start: int, entry: Mapping[str, Any], size: int, where: str) -> bytes:
+    """Return a tensor's bytes, `size` of them a number."""
+    begin, end = entry["data_offsets"]
+    if end - begin != size * math.prod(entry["shape"]):
+        raise InputRefused("is not a sound safetensors file: a shape is not its size.", where=where)
+    return data[start + begin : start + end]

@@ -36,6 +36,7 @@ from networks import untrained  # type: ignore[import-not-found]  # beside this 
 from onnx import helper, numpy_helper
 from torch import nn
 
+from resedge import machine
 from resedge.artifacts import Artifact, Preprocessing, sha256_file
 from resedge.benchmarks.conditions import conditions
 from resedge.benchmarks.intervals import ratio_interval
@@ -50,7 +51,6 @@ from resedge.export.onnxfile import write_onnx
 from resedge.export.pixels import fold_pixels
 from resedge.export.trace import trace
 from resedge.images import Frames, prepare
-from resedge.pipeline import machine
 from resedge.protocols import BuildOptions, NoProgress, Runner, RunOptions
 from resedge.runtimes.table import runtime
 

@@ -202,7 +202,7 @@ def tell(demo: Demo, folder: Path) -> dict[str, Any]:
     }
 
 
-def _as_npy(images: npt.NDArray[np.float32]) -> bytes:
+def _as_npy(images: npt.NDArray[Any]) -> bytes:
     body = io.BytesIO()
     np.save(body, images)
     return body.getvalue()

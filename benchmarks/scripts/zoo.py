@@ -183,6 +183,7 @@ def exported(name: str, side: int, weights: Path, folder: Path) -> Exported:
     """Do an export's work on one model: what was folded, what not, the logits of each engine and of eager."""
     import torch
 
+    from resedge import machine
     from resedge.calibration.histograms import Instrument
     from resedge.calibration.placement import place
     from resedge.calibration.ranges import METHODS
@@ -191,7 +192,6 @@ def exported(name: str, side: int, weights: Path, folder: Path) -> Exported:
     from resedge.export.fold import fold
     from resedge.export.onnxfile import write_onnx
     from resedge.export.trace import trace
-    from resedge.pipeline import machine
 
     shape, threads = (3, side, side), available_threads()
     made = sources.make(names.parse(name), open_checkpoint(weights))

@@ -25,7 +25,7 @@ from resedge.artifacts import Engine
 from resedge.codec import decode, parse_json
 from resedge.errors import MachineFailure, NotFinite, ResedgeError, RuntimeUnavailable
 from resedge.golden import Thresholds, agreement, read_golden, read_thresholds
-from resedge.protocols import BuildOptions, Float32Array, Runner, RunOptions
+from resedge.protocols import Array, BuildOptions, Runner, RunOptions
 from resedge.runtimes.table import runtime
 from resedge.shipping import moments, wire
 
@@ -122,7 +122,7 @@ def _probed(name: str) -> wire.RuntimeFacts:
     return wire.RuntimeFacts(name, found.version, found.device, tuple(found.precisions), None)
 
 
-def _timed(run: Runner, images: Float32Array) -> list[float]:
+def _timed(run: Runner, images: Array) -> list[float]:
     """Return the seconds of single calls, from array in to array out; the engine is warm by now."""
     times: list[float] = []
     end = time.perf_counter() + MOST_SECONDS
