@@ -10,8 +10,9 @@ bias. With padding x gets one more channel, the same number everywhere within th
 weights; what a convolution pads it with is zero, there as everywhere. 64 is a power of two, so it is exact,
 and leaves the weights and their scales about as large as they were.
 
-Where one more channel is needed, it is taken beside three: kernels for integers read channels in fours, and
-`benchmarks/peers/frames.py` has measured that it costs no more than what it saves. A fifth is not.
+One more channel is taken beside three: kernels for integers read channels in fours, and measured it costs no
+more than it saves (`benchmarks/peers/frames.py`, docs/int8.md). A fifth was not measured, and is not taken.
+
 The algebra runs in float64 and is kept only if it is proved on real frames.
 """
 

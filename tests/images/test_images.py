@@ -113,6 +113,24 @@ def test_batches_cover_every_image_once_in_order() -> None:
     np.testing.assert_array_equal(_set(10).prepared(SMALL), np.concatenate(list(_set(10).batches(3, SMALL))))
 
 
+@pytest.mark.parametrize("outside", [None, SMALL], ids=["frames", "prepared"])
+def test_an_engine_is_given_frames_or_prepared_images_in_order(outside: Preprocessing | None) -> None:
+    whole = _set(10)
+    frames = whole.decode(range(10))
+    expected = frames if outside is None else images.prepare(frames, outside)
+    given = list(whole.inputs(4, outside))
+    assert [len(batch) for batch in given] == [4, 4, 2]
+    for found in (np.concatenate(given), whole.all_inputs(outside), images.as_input(frames, outside)):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("frames", [np.zeros((1, 3, 2, 3), np.uint8), np.zeros((1, 2, 3, 3), np.float32)])
+def test_what_is_no_frame_of_the_model_is_refused(frames: images.Frames) -> None:
+    with pytest.raises(InputRefused, match=r"the model takes \(N, 2, 3, 3\) uint8"):
+        images.demand_frames(frames, SMALL)
+
+
 def test_a_split_is_disjoint_stratified_and_independent_of_order() -> None:
     whole = _set(400)
     first = images.split(whole, seed=1)

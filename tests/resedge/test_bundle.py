@@ -104,6 +104,14 @@ def test_a_bundle_is_written_read_and_checked(maker: _Maker) -> None:
         bundle.file("other")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_the_models_input_says_what_is_left_to_do_to_a_frame(dtype: str) -> None:
+    manifest = _manifest(CONTENT)
+    model = dataclasses.replace(manifest.model, input=TensorSpec("input", ("batch", 28, 28, 3), dtype))
+    outside = dataclasses.replace(manifest, model=model).outside
+    assert outside == (manifest.preprocessing if dtype == "float32" else None)
+
+
 def test_the_same_content_changes_nothing(maker: _Maker) -> None:
     maker.publish(CONTENT)
     before = {p: p.stat().st_mtime_ns for p in maker.out.rglob("*")}
