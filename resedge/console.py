@@ -127,19 +127,31 @@ def print_changes(changes: Changes) -> None:
     from resedge.benchmarks import sentences, tables
 
     found = tables.changes(changes)
+    console = Console(highlight=False)
     grid = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    for column, cells in zip(found.columns, zip(*found.rows, strict=True), strict=True):
+    headings = tuple(column.heading for column in found.columns)
+    widths = _fitting_widths((headings, *found.rows), console.width)
+    for column, width in zip(found.columns, widths, strict=True):
         side: Literal["left", "right"] = "right" if column.figures else "left"
-        longest = max(len(word) for cell in cells for word in cell.split())
-        least = None if column.figures else longest  # no word is cut
-        grid.add_column(column.heading, justify=side, vertical="top", min_width=least)
+        grid.add_column(column.heading, justify=side, vertical="top", width=width)
     for row in found.rows:
         grid.add_row(*map(escape, row))
-    console = Console(highlight=False)
     console.print(f"\n{escape(found.caption)}:")
     console.print(grid)
     for line in (sentences.images_compared(changes), *sentences.differences(changes)):
         console.print(escape(line))
+
+
+def _fitting_widths(rows: Sequence[Sequence[str]], available: int) -> list[int]:
+    """Return the width of each column: whole if all fit, else from its longest word up, so none is cut."""
+    columns = list(zip(*rows, strict=True))
+    least = [max(len(word) for cell in column for word in cell.split()) for column in columns]
+    whole = [max(map(len, column)) for column in columns]
+    room = available - sum(least) - len(columns)
+    wanted = sum(whole) - sum(least)
+    if wanted <= room:
+        return whole
+    return [low + (high - low) * max(room, 0) // wanted for low, high in zip(least, whole, strict=True)]
 
 
 def print_line(text: str) -> None:

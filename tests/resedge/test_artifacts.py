@@ -119,8 +119,8 @@ def test_an_outcome_that_is_none_of_the_four_is_refused() -> None:
 
 
 def test_a_tuple_of_another_length_is_refused() -> None:
-    document = {**json.loads(canonical_json(encode(VALUES[6]))), "mean": [0.5, 0.5]}
-    with pytest.raises(InputRefused, match="has 2 items, expected 3"):
+    document = {**json.loads(canonical_json(encode(VALUES[6]))), "resize": [8, 8, 8]}
+    with pytest.raises(InputRefused, match="has 3 items, expected 2"):
         decode(Preprocessing, document, "p.json")
 
 
