@@ -39,6 +39,8 @@ def export_command(options: ExportOptions) -> str:
     if options.batch_range != ExportOptions().batch_range:
         words += ["--batch-range", ",".join(map(str, options.batch_range))]
     words += [word for layer in options.keep for word in ("--keep", layer)]
+    if options.input != ExportOptions().input:
+        words += ["--input", options.input]
     if options.thorough is not None:
         words.append("--thorough" if options.thorough else "--quick")
     return shlex.join([*words, *_selected(options.selection), *_measured(options.measuring)])
@@ -48,8 +50,9 @@ def _image_words(images: ImageOptions) -> Iterator[str]:
     for option in ("input_shape", "mean", "std"):
         if (numbers := getattr(images, option)) is not None:
             yield from (f"--{option.replace('_', '-')}", ",".join(f"{number:g}" for number in numbers))
-    if images.resize is not None:
-        yield from ("--resize", str(images.resize))
+    for option in ("channels", "value_range", "resize"):
+        if (value := getattr(images, option)) is not None:
+            yield from (f"--{option.replace('_', '-')}", str(value))
 
 
 def _paths(given: dict[str, Path | None]) -> Iterator[str]:

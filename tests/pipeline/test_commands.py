@@ -8,7 +8,7 @@ from click import Command
 
 from resedge.cli import main
 from resedge.pipeline.commands import bench_command, export_command
-from resedge.pipeline.options import BenchOptions, ExportOptions, Measuring, select
+from resedge.pipeline.options import BenchOptions, ExportOptions, ImageOptions, Measuring, select
 
 MEASURING = Measuring(max_drop=0.01, min_speedup=1.5, confidence=0.9, threads=3, seed=7)
 PLAIN = Measuring(threads=2)
@@ -32,6 +32,17 @@ BUNDLE = Path("/home/me/my model.resedge")
             "resedge bench 'my model.resedge' --rounds 60 --processes 4 --threads 2",
         ),
         (export_command(ExportOptions(measuring=PLAIN)), "resedge export notebook --threads 2"),
+        (
+            export_command(
+                ExportOptions(
+                    images=ImageOptions((3, 8, 6), (1.5,), None, 9, "BGR", 255),
+                    input="uint8",
+                    measuring=PLAIN,
+                )
+            ),
+            "resedge export notebook --input-shape 3,8,6 --mean 1.5 --channels BGR --value-range 255 "
+            "--resize 9 --input uint8 --threads 2",
+        ),
         (
             export_command(
                 ExportOptions(
