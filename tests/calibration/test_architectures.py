@@ -37,7 +37,7 @@ TENSORRT = {
         body.0.gate.scale.3 body.0.gate.mul body.0.gate.mul:1 body.0.add:1
         body.1.main.0.0 body.1.main.1.0 body.1.gate.scale.0 body.1.gate.scale.1
         body.1.gate.scale.3 body.1.gate.mul body.1.gate.mul:1 body.1.add:1
-        body.2.main.0.0 body.2.main.1.0 body.2.gate.scale.reducemean body.2.gate.scale.fc1
+        body.2.main.0.0 body.2.main.1.0 body.2.gate.scale.globalaveragepool body.2.gate.scale.flatten
         body.2.gate.scale.fc2 body.2.gate.mul body.2.gate.scale.unsqueeze body.2.add:1
         body.3.main.0.0 body.3.main.1.0 body.3.gate.scale.pool body.3.gate.scale.squeeze
         body.3.gate.mul body.3.gate.mul:1 body.3.add:1 pool flatten""",
