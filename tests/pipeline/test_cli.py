@@ -265,7 +265,10 @@ class TestOnABundle:
         assert "120 test images also served calibration" in " ".join(result.stderr.split())
 
     def test_bench_of_a_named_backend_that_is_not_there(self, job: Job) -> None:
-        result = run("bench", job.bundle, "--test-data", job.data, "--backend", "tensorrt", "--quiet")
+        result = run(
+            *("bench", job.bundle, "--test-data", job.data, "--backend", "tensorrt", "--quiet"),
+            *("--rounds", "2", "--processes", "1"),
+        )
         assert result.exit_code == 4
         assert "to be built on the device" in result.stdout
 
