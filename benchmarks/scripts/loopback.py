@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -170,8 +171,9 @@ class Servers:
             await acceptor.wait_closed()
         while self._serving:  # one that is about to start a program is waited for
             for child in self._running:
-                if child.returncode is None:
-                    os.killpg(child.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may end by itself just now
+                    if child.returncode is None:
+                        os.killpg(child.pid, signal.SIGKILL)
             await asyncio.wait(self._serving, timeout=0.1)
 
     def _wait(self, task: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - what the coroutine returns

@@ -199,7 +199,7 @@ def test_the_limits_of_an_archive(net: nn.Module, tmp_path: Path, monkeypatch: p
     torch.save(net.state_dict(), tmp_path / "w.pt")
     for limit in ("MAX_CHECKPOINT_BYTES", "MAX_CHECKPOINT_ENTRIES", "MAX_PICKLE_BYTES"):
         with monkeypatch.context() as patch:
-            patch.setattr(gate, limit, 5)
+            patch.setattr(gate.checkpoint, limit, 5)
             with pytest.raises(InputRefused, match="more than 5"):
                 open_checkpoint(tmp_path / "w.pt")
 

@@ -142,19 +142,8 @@ def test_the_golden_images_are_ones_that_eager_is_sure_of(job: Job) -> None:
 
 def test_a_second_export_does_nothing_and_needs_no_torch(job: Job) -> None:
     before = {p: p.stat().st_mtime_ns for p in job.bundle.rglob("*")}
-    script = f"""
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
-from resedge.pipeline.exporting import export
-from resedge.pipeline.options import ExportOptions, Measuring
-result = export(ExportOptions(data=Path({str(job.data)!r}), batchnorm="split",
-    measuring=Measuring(max_drop=0.5, threads=1), out=Path({str(job.bundle)!r})))
-print(result.all_reused, result.published.changed,
-      sorted({{"torch", "openvino", "onnxruntime"}} & set(sys.modules)))
-"""
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", EXPORT, str(job.data), str(job.bundle)],
         env={"RESEDGE_HOME": str(job.home), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,

@@ -127,7 +127,7 @@ def test_before_a_build_the_runtimes_own_parser_reads_what_passed_the_gate(
     graph, parser = _graph(tmp_path), _Parser(refuses)
     monkeypatch.setattr(vouching_child, "runtime", {"tensorrt": parser}.__getitem__)
     trial = Trial("tensorrt", "parse", (graph,), 60, 1 << 30)
-    with pytest.raises(BuildFailed, match="INVALID_NODE") if refuses else nullcontext():
+    with pytest.raises(InputRefused, match="INVALID_NODE") if refuses else nullcontext():
         vouching_child.check(trial)
     assert parser.read == [graph.path]
     bomb = _graph(tmp_path, helper.make_node("ConstantOfShape", ["size"], ["x"], "bomb"))
