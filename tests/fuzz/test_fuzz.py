@@ -69,11 +69,12 @@ def _inspect_mutants(kind: str, numbers: range, folder: Path) -> None:
     sys_path = [str(HERE), *sys.path]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", sys_path)
-        patch.setattr(recognising, "refusal_of_graph", recognising.refusal_of_graph)  # put back, as the path
+        names = vars(recognising)
+        patch.setitem(names, "refusal_of_graph", names["refusal_of_graph"])  # what the worker puts there goes
         worker = runpy.run_path(str(HERE / "worker.py"))
         made = worker["KINDS"][kind](folder)
-    names = {"safetensors": "w.safetensors", "onnx": "net.onnx", "manifest": "model.resedge/manifest.json"}
-    path = folder / names[kind]
+    places = {"safetensors": "w.safetensors", "onnx": "net.onnx", "manifest": "model.resedge/manifest.json"}
+    path = folder / places[kind]
     for number in numbers:
         path.write_bytes(worker["mutant"](made.seeds, number))
         done = _run("-m", "resedge", "inspect", str(path.parent if kind == "manifest" else path))
