@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -226,8 +227,8 @@ async def _send(parcel: Parcel, device: Remote, facts: wire.Facts, watch: Watch)
             return
         watch.step("sending")
         watch.count(parcel.size_of(missing))
-        frames = parcel.frames(missing, watch.sent)
-        received = await device.ask(wire.Received, "receive", parcel.digest, feed=frames)
+        async with aclosing(parcel.frames(missing, watch.sent)) as frames:  # closes its file if it is cut off
+            received = await device.ask(wire.Received, "receive", parcel.digest, feed=frames)
         missing, refused = received.missing, received.refused
     if missing:
         reason = "; ".join(refused) or "chunks got lost"
